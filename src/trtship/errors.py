@@ -1,0 +1,129 @@
+"""Every error that trtship raises on purpose.
+
+    TrtshipError                     exit 70   our bug, when nothing below fits
+    |- UserError                     exit 2    what was asked for cannot be done as asked
+    |  |- SourceError                          the source names no model that can be loaded
+    |  |- CheckpointError                      the checkpoint does not fit the model
+    |  |- SpecError                            an option, a shape or a range is malformed
+    |  |- GraphError                           the ONNX graph is invalid, or has an op TensorRT lacks
+    |  |- ImageError                           a picture, or a folder of them, cannot be read
+    |  |- InputError                           arrays that do not fit the session's inputs
+    |  |- OutputError                          the result cannot be written where it was asked for
+    |  `- BundleError                          the folder is no bundle, or one that must not be used
+    |     |- BundleCorruptError                a file's SHA-256 is not the manifest's
+    |     `- BundleSchemaError                 written by a newer trtship, or not in its schema
+    |- GateError                     exit 1    something was measured and did not pass
+    |  `- ExportMismatchError                  the exported graph differs from PyTorch
+    |- MachineError                  exit 3    this machine lacks something
+    |  |- DependencyError                      a Python package that this step needs
+    |  |- DeviceError                          a GPU, or one that this plan supports
+    |  `- BuildError                           TensorRT could not build, or not load, a plan
+    `- Cancelled                     exit 130  Ctrl-C, after cleaning up
+
+Each says three things: *what* went wrong, *why*, and what to *do*. `str(error)` is all of it; the command line
+prints it without a traceback (`--debug` shows that too), `--json` as `{"error": {...}}`.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class TrtshipError(Exception):
+    """The root: `what` happened, `why` (may be empty) and what to `do` (may be empty)."""
+
+    exit_code: ClassVar[int] = 70
+
+    def __init__(self, what: str, *, why: str = "", do: str = "") -> None:
+        super().__init__(what, why, do)
+        self.what, self.why, self.do = what, why, do
+
+    def __str__(self) -> str:
+        lines = [self.what]
+        if self.why:
+            lines.append(f"  why: {self.why}")
+        if self.do:
+            lines.append(f"  do:  {self.do}")
+        return "\n".join(lines)
+
+    def as_dict(self) -> dict[str, str | int]:
+        """`{"type", "what", "why", "do", "exit_code"}`, what `--json` prints under `error`."""
+        return {
+            "type": type(self).__name__,
+            "what": self.what,
+            "why": self.why,
+            "do": self.do,
+            "exit_code": self.exit_code,
+        }
+
+
+class UserError(TrtshipError):
+    exit_code = 2
+
+
+class SourceError(UserError):
+    pass
+
+
+class CheckpointError(UserError):
+    pass
+
+
+class SpecError(UserError):
+    pass
+
+
+class GraphError(UserError):
+    pass
+
+
+class ImageError(UserError):
+    pass
+
+
+class InputError(UserError):
+    pass
+
+
+class OutputError(UserError):
+    pass
+
+
+class BundleError(UserError):
+    pass
+
+
+class BundleCorruptError(BundleError):
+    pass
+
+
+class BundleSchemaError(BundleError):
+    pass
+
+
+class GateError(TrtshipError):
+    exit_code = 1
+
+
+class ExportMismatchError(GateError):
+    pass
+
+
+class MachineError(TrtshipError):
+    exit_code = 3
+
+
+class DependencyError(MachineError):
+    pass
+
+
+class DeviceError(MachineError):
+    pass
+
+
+class BuildError(MachineError):
+    pass
+
+
+class Cancelled(TrtshipError):
+    exit_code = 130

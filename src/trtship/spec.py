@@ -1,0 +1,145 @@
+"""The small frozen records that travel between rooms and into the manifest.
+
+All are msgspec structs: strict types, unknown keys refused, JSON in and out with `to_json` / `from_json`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from enum import Enum
+from typing import Any, TypeVar
+
+import msgspec
+
+from trtship.errors import SpecError
+
+T = TypeVar("T")
+
+DTYPES = ("float32", "float16", "bfloat16", "float64", "int64", "int32", "uint8", "int8", "bool")
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of every record: immutable, keyword-only, strict."""
+
+
+def to_json(value: object, *, indent: int = 2) -> bytes:
+    """JSON with sorted keys, so that equal values give equal bytes."""
+    return msgspec.json.format(msgspec.json.encode(value, order="sorted"), indent=indent) + b"\n"
+
+
+def from_json(data: bytes, kind: type[T], *, what: str) -> T:
+    """Parse strictly; raises SpecError naming `what` and the offending key."""
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except msgspec.MsgspecError as error:
+        raise SpecError(f"{what} is not valid", why=str(error)) from error
+
+
+class Precision(str, Enum):
+    """Number format of the weights and activations inside a plan."""
+
+    FP32 = "fp32"
+    TF32 = "tf32"
+    FP16 = "fp16"
+    BF16 = "bf16"
+
+    @property
+    def unit_roundoff(self) -> float:
+        """Half the gap between 1 and the next number: 2^-p for p bits of significand (IEEE 754; TF32 has 11)."""
+        bits = {"fp32": 24, "tf32": 11, "fp16": 11, "bf16": 8}[self.value]
+        return float(2.0**-bits)
+
+    @property
+    def graph_dtype(self) -> str:
+        """Type of the tensors in the ONNX graph: TF32 is a way to multiply fp32 tensors, not a type."""
+        return {"fp16": "float16", "bf16": "bfloat16"}.get(self.value, "float32")
+
+    @staticmethod
+    def parse(text: str) -> Precision:
+        try:
+            return Precision(text)
+        except ValueError:
+            names = ", ".join(p.value for p in Precision)
+            raise SpecError(f"unknown precision {text!r}", why=f"the precisions are {names}") from None
+
+
+class ShapeRange(Record):
+    """The sizes that a dynamic dimension may take, and the one to optimize for: `min <= opt <= max`."""
+
+    min: int
+    opt: int
+    max: int
+
+    @staticmethod
+    def parse(text: str, *, option: str = "--batch") -> ShapeRange:
+        """`"1:8:32"` is a range, `"8"` a fixed size. Raises SpecError."""
+        parts = text.split(":")
+        if len(parts) not in (1, 3) or not all(re.fullmatch(r"[0-9]{1,9}", p) for p in parts):
+            raise SpecError(
+                f"{option} {text!r} is no size",
+                why="it takes one whole number, or three as MIN:OPT:MAX",
+                do=f"for example {option} 1:8:32",
+            )
+        numbers = [int(p) for p in parts]
+        low, opt, high = numbers if len(numbers) == 3 else numbers * 3
+        if low < 1 or not low <= opt <= high:
+            raise SpecError(
+                f"{option} {text!r} is no range",
+                why=f"it needs 1 <= MIN <= OPT <= MAX, and got {low}, {opt}, {high}",
+                do=f"for example {option} {':'.join(str(n) for n in sorted(max(1, n) for n in numbers))}",
+            )
+        return ShapeRange(min=low, opt=opt, max=high)
+
+    @property
+    def sizes_to_check(self) -> tuple[int, ...]:
+        """min, opt, max and an odd size in between, each once, ascending."""
+        between = [n for n in ((self.min + self.max) // 2, (self.min + self.max) // 2 + 1) if n % 2 == 1]
+        wanted = {self.min, self.opt, self.max, *(n for n in between if self.min <= n <= self.max)}
+        return tuple(sorted(wanted))
+
+    def __contains__(self, size: int) -> bool:
+        return self.min <= size <= self.max
+
+    def __str__(self) -> str:
+        return f"{self.min}:{self.opt}:{self.max}" if self.min != self.max else str(self.max)
+
+
+class TensorSpec(Record):
+    """A named input or output. `shape` holds sizes and, for dynamic dimensions, their letters: `("B", 3, 224, 224)`."""
+
+    name: str
+    shape: tuple[int | str, ...]
+    dtype: str = "float32"
+
+    @staticmethod
+    def parse(text: str) -> TensorSpec:
+        """`"ids=BxL:int64"`; the dtype is float32 unless said. Raises SpecError."""
+        match = re.fullmatch(r"([^=:\s]+)=([0-9A-Za-z]+(?:x[0-9A-Za-z]+)*)(?::([a-z0-9]+))?", text)
+        sizes = match[2].split("x") if match else []
+        if not match or not all(re.fullmatch(r"[1-9][0-9]*|[A-WYZa-wyz]", s) for s in sizes):
+            raise SpecError(
+                f"--input {text!r} is no input",
+                why="it takes NAME=SIZExSIZE[:DTYPE], each size a whole number or one letter for a dynamic size",
+                do="for example --input image=Bx3x80x80, or --input ids=BxL:int64",
+            )
+        dtype = match[3] or "float32"
+        if dtype not in DTYPES:
+            raise SpecError(f"--input {text!r}: unknown dtype {dtype!r}", why=f"the dtypes are {', '.join(DTYPES)}")
+        return TensorSpec(name=match[1], shape=tuple(int(s) if s.isdigit() else s for s in sizes), dtype=dtype)
+
+    def with_sizes(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """The shape with each letter replaced by its size."""
+        return tuple(sizes[d] if isinstance(d, str) else d for d in self.shape)
+
+    @property
+    def letters(self) -> tuple[str, ...]:
+        return tuple(d for d in self.shape if isinstance(d, str))
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.dtype} [{', '.join(str(d) for d in self.shape)}]"
+
+
+def as_plain(value: object) -> Any:
+    """A record as dicts, lists and plain values, ready for `json.dumps`."""
+    return msgspec.to_builtins(value)
