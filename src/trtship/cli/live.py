@@ -1,0 +1,61 @@
+"""Progress on stderr: a live bar with the current phase on a terminal, one line a stage elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from rich.console import Console as Rich
+from rich.progress import BarColumn, Progress as Bars, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+
+from trtship.progress import Progress
+
+
+class LiveProgress(Progress):
+    """Stages may nest; the innermost is what `step` moves."""
+
+    def __init__(self) -> None:
+        self._rich = Rich(stderr=True, highlight=False, soft_wrap=True)
+        self._bars: Bars | None = None
+        self._stack: list[tuple[str, float, TaskID | None]] = []
+
+    def started(self, name: str, detail: str) -> None:
+        task: TaskID | None = None
+        if self._rich.is_terminal:
+            if self._bars is None:
+                columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24))
+                self._bars = Bars(
+                    *columns, TimeElapsedColumn(), TextColumn("[dim]{task.fields[phase]}"), console=self._rich, transient=True
+                )
+                self._bars.start()
+            task = self._bars.add_task(f"{name} {detail}".strip(), total=None, phase="")
+        else:
+            self._line(f"{'  ' * len(self._stack)}{name} {detail}".rstrip() + " ...")
+        self._stack.append((name, time.monotonic(), task))
+
+    def finished(self, name: str, *, ok: bool) -> None:
+        _, begun, task = self._stack.pop()
+        if self._bars is not None and task is not None:
+            self._bars.remove_task(task)
+        if ok and (self._rich.is_terminal or time.monotonic() - begun > 1):
+            self._line(f"{'  ' * len(self._stack)}{name}: {time.monotonic() - begun:.1f} s")
+        if not self._stack:
+            self.close()
+
+    def note(self, text: str) -> None:
+        self._line(f"{'  ' * len(self._stack)}- {text}")
+
+    def step(self, done: float, text: str = "") -> None:
+        if self._bars is not None and self._stack and (task := self._stack[-1][2]) is not None:
+            self._bars.update(task, total=1.0, completed=min(max(done, 0.0), 1.0), phase=text[:60])
+
+    def close(self) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+            self._bars = None
+
+    def _line(self, text: str) -> None:
+        if self._bars is not None:
+            self._bars.console.print(text, markup=False)
+        else:
+            print(text, file=sys.stderr, flush=True)
