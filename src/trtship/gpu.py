@@ -1,0 +1,159 @@
+"""The NVIDIA driver and its GPUs, asked through NVML: without torch, and without initializing CUDA.
+
+CUDA that has been initialized does not survive a fork; NVML does no such harm. Nothing here raises: where there is
+no driver, or it does not answer, there are no GPUs, and `driver_problem` says why.
+NVML's functions and return codes: https://docs.nvidia.com/deploy/nvml-api/
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from trtship.spec import Record
+
+LIBRARY = "libnvidia-ml.so.1"
+_TEXT_BYTES = 96  # NVML asks for 96 for names, 96 for UUIDs, 80 for the driver's version
+
+
+class Driver(Record):
+    """The driver's version, such as "580.159.03", and the newest CUDA that it runs, such as "13.0"."""
+
+    version: str
+    cuda: str
+
+
+class Gpu(Record):
+    """A GPU that CUDA may use here. `memory_mib` is all its memory, in MiB; `compute_capability` is like "9.0".
+
+    `index` counts the visible GPUs in the order of their PCI bus numbers, or of CUDA_VISIBLE_DEVICES.
+    """
+
+    index: int
+    name: str
+    compute_capability: str
+    memory_mib: int
+    driver: str
+    uuid: str
+
+
+def list_gpus() -> tuple[Gpu, ...]:
+    """The GPUs that CUDA_VISIBLE_DEVICES leaves visible; empty without a driver."""
+    try:
+        with _nvml() as nvml:
+            version = _text(nvml, "nvmlSystemGetDriverVersion")
+            handles = _visible(nvml, os.environ.get("CUDA_VISIBLE_DEVICES"))
+            return tuple(_describe(nvml, handle, i, version) for i, handle in enumerate(handles))
+    except _NvmlError:
+        return ()
+
+
+def driver() -> Driver | None:
+    """The driver that is loaded; None where there is none, or it does not answer."""
+    try:
+        with _nvml() as nvml:
+            cuda = ctypes.c_int()
+            _call(nvml, "nvmlSystemGetCudaDriverVersion_v2", ctypes.byref(cuda))
+            version = _text(nvml, "nvmlSystemGetDriverVersion")
+            return Driver(version=version, cuda=f"{cuda.value // 1000}.{cuda.value % 1000 // 10}")
+    except _NvmlError:
+        return None
+
+
+def driver_problem() -> str:
+    """Why the driver does not answer, in NVML's words; empty when it does."""
+    try:
+        with _nvml():
+            return ""
+    except _NvmlError as error:
+        return str(error)
+
+
+class _NvmlError(Exception):
+    pass
+
+
+class _Memory(ctypes.Structure):
+    _fields_ = (("total", ctypes.c_ulonglong), ("free", ctypes.c_ulonglong), ("used", ctypes.c_ulonglong))
+
+
+@contextmanager
+def _nvml() -> Iterator[ctypes.CDLL]:
+    try:
+        library = ctypes.CDLL(LIBRARY)
+    except OSError as error:
+        raise _NvmlError(str(error)) from error
+    _call(library, "nvmlInit_v2")
+    try:
+        yield library
+    finally:
+        library.nvmlShutdown()
+
+
+def _call(nvml: ctypes.CDLL, name: str, *arguments: object) -> None:
+    try:
+        function = getattr(nvml, name)
+    except AttributeError as error:
+        raise _NvmlError(f"{LIBRARY} has no {name}") from error
+    code = function(*arguments)
+    if code != 0:
+        nvml.nvmlErrorString.restype = ctypes.c_char_p
+        raise _NvmlError(f"{nvml.nvmlErrorString(code).decode(errors='replace')} ({name} returned {code})")
+
+
+def _text(nvml: ctypes.CDLL, name: str, *before: object) -> str:
+    buffer = ctypes.create_string_buffer(_TEXT_BYTES)
+    _call(nvml, name, *before, buffer, ctypes.c_uint(_TEXT_BYTES))
+    return buffer.value.decode(errors="replace")
+
+
+def _visible(nvml: ctypes.CDLL, asked: str | None) -> list[ctypes.c_void_p]:
+    count = ctypes.c_uint()
+    _call(nvml, "nvmlDeviceGetCount_v2", ctypes.byref(count))
+    handles = [h for i in range(count.value) if (h := _handle(nvml, "nvmlDeviceGetHandleByIndex_v2", ctypes.c_uint(i)))]
+    if asked is None:
+        return handles
+    chosen: list[ctypes.c_void_p] = []
+    for entry in asked.split(","):
+        handle = _choose(nvml, entry.strip(), handles)
+        if handle is None:  # CUDA, too, stops at the first entry that names no GPU
+            break
+        chosen.append(handle)
+    return chosen
+
+
+def _choose(nvml: ctypes.CDLL, entry: str, handles: Sequence[ctypes.c_void_p]) -> ctypes.c_void_p | None:
+    """What one entry of CUDA_VISIBLE_DEVICES names: an index, a UUID or the start of one, or a MIG instance."""
+    if entry.startswith("MIG-"):
+        instance = _handle(nvml, "nvmlDeviceGetHandleByUUID", entry.encode())
+        return instance and _handle(nvml, "nvmlDeviceGetDeviceHandleFromMigDeviceHandle", instance)
+    if entry.startswith("GPU-"):
+        matching = [h for h in handles if _text(nvml, "nvmlDeviceGetUUID", h).startswith(entry)]
+        return matching[0] if len(matching) == 1 else None
+    return handles[int(entry)] if entry.isdecimal() and int(entry) < len(handles) else None
+
+
+def _handle(nvml: ctypes.CDLL, function: str, key: object) -> ctypes.c_void_p | None:
+    """None for a GPU that does not answer, so that one lost GPU does not hide the others."""
+    handle = ctypes.c_void_p()
+    try:
+        _call(nvml, function, key, ctypes.byref(handle))
+    except _NvmlError:
+        return None
+    return handle
+
+
+def _describe(nvml: ctypes.CDLL, handle: ctypes.c_void_p, index: int, version: str) -> Gpu:
+    major, minor, memory = ctypes.c_int(), ctypes.c_int(), _Memory()
+    _call(nvml, "nvmlDeviceGetCudaComputeCapability", handle, ctypes.byref(major), ctypes.byref(minor))
+    _call(nvml, "nvmlDeviceGetMemoryInfo", handle, ctypes.byref(memory))
+    return Gpu(
+        index=index,
+        name=_text(nvml, "nvmlDeviceGetName", handle),
+        compute_capability=f"{major.value}.{minor.value}",
+        memory_mib=memory.total // 2**20,
+        driver=version,
+        uuid=_text(nvml, "nvmlDeviceGetUUID", handle),
+    )
