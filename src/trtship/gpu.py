@@ -18,14 +18,14 @@ LIBRARY = "libnvidia-ml.so.1"
 _TEXT_BYTES = 96  # NVML asks for 96 for names, 96 for UUIDs, 80 for the driver's version
 
 
-class Driver(Record):
+class Driver(Record, frozen=True):
     """The driver's version, such as "580.159.03", and the newest CUDA that it runs, such as "13.0"."""
 
     version: str
     cuda: str
 
 
-class Gpu(Record):
+class Gpu(Record, frozen=True):
     """A GPU that CUDA may use here. `memory_mib` is all its memory, in MiB; `compute_capability` is like "9.0".
 
     `index` counts the visible GPUs in the order of their PCI bus numbers, or of CUDA_VISIBLE_DEVICES.
