@@ -1,0 +1,1 @@
+"""Run tensors through anything: torch, onnxruntime, TensorRT."""

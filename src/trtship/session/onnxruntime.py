@@ -1,0 +1,137 @@
+"""Run an ONNX graph through onnxruntime, on the CPU or a CUDA GPU."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from trtship.errors import DeviceError, GraphError, TrtshipError
+from trtship.needs import need
+from trtship.session.base import Array, Session, is_torch
+from trtship.spec import TensorSpec
+
+Providers = Literal["cpu", "cuda", "auto"]
+
+CUDA = "CUDAExecutionProvider"
+CPU = "CPUExecutionProvider"
+SILENT = 4
+"""Log severity: only what is fatal. Every error is raised as well, and the command line prints it once."""
+
+# Values of onnx.TensorProto.DataType, so that binding a torch tensor needs neither onnx nor a numpy twin of its dtype.
+ONNX_TYPES = {
+    "float32": 1, "uint8": 2, "int8": 3, "int32": 6, "int64": 7,
+    "bool": 9, "float16": 10, "float64": 11, "bfloat16": 16,
+}  # fmt: skip
+DTYPE_OF = {"float": "float32", "double": "float64"}
+
+
+class OnnxRuntimeSession(Session):
+    """An ONNX file (its external data beside it), or the bytes of one.
+
+    `providers` is where it runs: `"cpu"`; `"cuda"`, which raises DeviceError where onnxruntime cannot use CUDA;
+    `"auto"`, CUDA where that works. `threads` bounds the CPU threads of one operator (default: onnxruntime's own
+    choice). `optimize=False` runs the graph node by node as it is written, without onnxruntime's fusions.
+
+    Raises GraphError when onnxruntime refuses the graph, when it loads or while it runs.
+    """
+
+    def __init__(
+        self,
+        graph: Path | str | bytes,
+        *,
+        providers: Providers = "cpu",
+        threads: int | None = None,
+        optimize: bool = True,
+    ) -> None:
+        ort = need("onnxruntime", purpose="running an ONNX graph")
+        self._name = "the graph" if isinstance(graph, bytes) else str(graph)
+        options = ort.SessionOptions()
+        options.log_severity_level = SILENT
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        if not optimize:
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        wanted = _wanted_providers(ort, providers)
+        try:
+            self._session: Any = ort.InferenceSession(
+                graph if isinstance(graph, bytes) else str(graph), options, providers=wanted
+            )
+        except Exception as error:
+            raise GraphError(
+                f"onnxruntime cannot load {self._name}",
+                why=_reason(error),
+                do="check that it is an ONNX file, and that its external data is beside it",
+            ) from error
+        self.device = "cuda" if CUDA in self._session.get_providers() else "cpu"
+        if providers == "cuda" and self.device == "cpu":
+            raise _no_cuda("its CUDA provider did not start: the GPU, or a CUDA library that it needs, is missing")
+        self.runtime = f"onnxruntime {ort.__version__}, {self.device.upper()}"
+        self.inputs = tuple(_spec_of(value) for value in self._session.get_inputs())
+        self.outputs = tuple(_spec_of(value) for value in self._session.get_outputs())
+
+    def _run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        try:
+            if any(is_torch(array) for array in feeds.values()):
+                return self._run_torch(feeds)
+            names = [spec.name for spec in self.outputs]
+            return dict(zip(names, self._session.run(names, dict(feeds)), strict=True))
+        except TrtshipError:
+            raise
+        except Exception as error:
+            shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
+            raise GraphError(f"{self._name} failed while it ran on {shapes}", why=_reason(error)) from error
+
+    def _run_torch(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Bind the tensors where they lie, and take the outputs over by DLPack: no copy on either side."""
+        torch = need("torch", purpose="running torch tensors")
+        device = next(iter(feeds.values())).device
+        if device.type not in ("cpu", self.device):
+            raise self._refusal(
+                f"the tensors are on {device}, and this session runs on the {self.device.upper()}",
+                "moving them would copy through the host: call .cpu() on them yourself",
+            )
+        index = device.index or 0
+        tensors = {name: tensor.detach().contiguous() for name, tensor in feeds.items()}
+        binding = self._session.io_binding()
+        for spec in self.inputs:
+            tensor = tensors[spec.name]
+            kind = ONNX_TYPES[spec.dtype]
+            binding.bind_input(spec.name, device.type, index, kind, list(tensor.shape), tensor.data_ptr())
+        for spec in self.outputs:
+            binding.bind_output(spec.name, device.type, index)
+        if device.type == "cuda":
+            # onnxruntime works on a stream of its own, and waits for that one before it returns.
+            torch.cuda.current_stream(device).synchronize()
+        self._session.run_with_iobinding(binding)
+        outputs = binding.get_outputs()
+        return {spec.name: torch.from_dlpack(value) for spec, value in zip(self.outputs, outputs, strict=True)}
+
+    def _release(self) -> None:
+        self._session = None
+
+
+def _wanted_providers(ort: Any, providers: Providers) -> list[str]:
+    has_cuda = CUDA in ort.get_available_providers()
+    if providers == "cuda" and not has_cuda:
+        raise _no_cuda("the onnxruntime that is installed was built without it")
+    return [CUDA, CPU] if has_cuda and providers != "cpu" else [CPU]
+
+
+def _no_cuda(why: str) -> DeviceError:
+    return DeviceError("onnxruntime cannot use CUDA here", why=why, do="pip install onnxruntime-gpu, or use the CPU")
+
+
+def _spec_of(value: Any) -> TensorSpec:
+    """A nameless dynamic dimension gets a name of its own, so that it is tied to no other."""
+    kind = re.sub(r"^tensor\((.*)\)$", r"\1", value.type)
+    shape = tuple(f"{value.name}.{axis}" if size is None else size for axis, size in enumerate(value.shape))
+    return TensorSpec(name=value.name, shape=shape, dtype=DTYPE_OF.get(kind, kind))
+
+
+def _reason(error: Exception) -> str:
+    """onnxruntime's message without its error code and source locations."""
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(error).strip())
+    text = re.sub(r"\S*onnxruntime/\S+:\d+ (?:[^\n]*\) )?", "", text)
+    return text.splitlines()[0][:500] if text else type(error).__name__
