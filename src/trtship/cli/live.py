@@ -6,7 +6,8 @@ import sys
 import time
 
 from rich.console import Console as Rich
-from rich.progress import BarColumn, Progress as Bars, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
 
 from trtship.progress import Progress
 
@@ -25,7 +26,11 @@ class LiveProgress(Progress):
             if self._bars is None:
                 columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24))
                 self._bars = Bars(
-                    *columns, TimeElapsedColumn(), TextColumn("[dim]{task.fields[phase]}"), console=self._rich, transient=True
+                    *columns,
+                    TimeElapsedColumn(),
+                    TextColumn("[dim]{task.fields[phase]}"),
+                    console=self._rich,
+                    transient=True,
                 )
                 self._bars.start()
             task = self._bars.add_task(f"{name} {detail}".strip(), total=None, phase="")

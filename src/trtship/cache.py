@@ -1,0 +1,123 @@
+"""The stage cache: what a stage made, found again by everything that went into it.
+
+An entry is a folder named after the SHA-256 of its stage and inputs. It is written beside its place and renamed
+there, under a lock, so that concurrent runs neither clash nor work twice; its files' hashes are checked before any
+of them is used again, and an entry that fails that is made anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from filelock import FileLock
+
+from trtship.errors import SpecError
+from trtship.files import cache_root, explain_os_error, sha256_of, whole_file, whole_folder
+from trtship.spec import Record, from_json, to_json
+
+FORMAT = 1
+"""Part of every key: raise it when the code of a stage changes what a stage makes."""
+
+
+class EntryRecord(Record, frozen=True):
+    """`entry.json`: the inputs that the key is made of, and the SHA-256 of each file."""
+
+    stage: str
+    inputs: dict[str, Any]
+    files: dict[str, str]
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """A stage's result. `changed` says what differs from the last run of the same stage for the same subject."""
+
+    folder: Path
+    key: str
+    hit: bool
+    changed: tuple[str, ...]
+
+
+class Cache:
+    """Entries below `root` (default: `files.cache_root()`)."""
+
+    def __init__(self, root: Path | None = None) -> None:
+        self.root = (root or cache_root()) / f"stages-{FORMAT}"
+
+    def stage(self, name: str, inputs: Mapping[str, Any], make: Callable[[Path], None], *, subject: str = "") -> Entry:
+        """The entry for `inputs`, made by `make(folder)` where there is none.
+
+        `inputs` are plain JSON values, and must hold all that the result depends on. `subject` names what is being
+        made, so that `changed` can compare with its previous run.
+        """
+        key = key_of(name, inputs)
+        folder = self.root / name / key
+        changed = self._changes(name, subject, inputs)
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(folder.parent / f"{key}.lock"):
+                hit = self._is_whole(folder)
+                if not hit:
+                    self._fill(folder, name, inputs, make)
+        except OSError as error:
+            raise explain_os_error(error, self.root) from error
+        self._remember(name, subject, inputs)
+        return Entry(folder, key, hit, changed)
+
+    def _is_whole(self, folder: Path) -> bool:
+        try:
+            entry = from_json((folder / "entry.json").read_bytes(), EntryRecord, what="a cache entry")
+            if all(sha256_of(folder / file) == digest for file, digest in entry.files.items()):
+                return True
+        except (OSError, SpecError):
+            pass
+        shutil.rmtree(folder, ignore_errors=True)
+        return False
+
+    def _fill(self, folder: Path, name: str, inputs: Mapping[str, Any], make: Callable[[Path], None]) -> None:
+        with whole_folder(folder) as draft:
+            make(draft)
+            files = {str(p.relative_to(draft)): sha256_of(p) for p in sorted(draft.rglob("*")) if p.is_file()}
+            entry = EntryRecord(stage=name, inputs=dict(inputs), files=files)
+            (draft / "entry.json").write_bytes(to_json(entry))
+
+    def _last(self, name: str, subject: str) -> Path:
+        digest = hashlib.sha256(subject.encode()).hexdigest()[:32]
+        return self.root / "last" / f"{name}-{digest}.json"
+
+    def _changes(self, name: str, subject: str, inputs: Mapping[str, Any]) -> tuple[str, ...]:
+        try:
+            before = json.loads(self._last(name, subject).read_bytes())
+        except (OSError, ValueError):
+            return ("first run",)
+        return describe_changes(before, inputs)
+
+    def _remember(self, name: str, subject: str, inputs: Mapping[str, Any]) -> None:
+        with whole_file(self._last(name, subject)) as draft:
+            draft.write_bytes(to_json(dict(inputs)))
+
+
+def key_of(name: str, inputs: Mapping[str, Any]) -> str:
+    """Hex SHA-256 over the stage's name, the cache's format and the inputs as canonical JSON."""
+    return hashlib.sha256(to_json([FORMAT, name, dict(inputs)])).hexdigest()
+
+
+def describe_changes(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> tuple[str, ...]:
+    """`("opset: 18 -> 20", ...)`, dotted names for nested values."""
+    found: list[str] = []
+    for name in sorted({*before, *after}):
+        old, new = before.get(name), after.get(name)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found += describe_changes(old, new, f"{prefix}{name}.")
+        elif json.loads(to_json(old)) != json.loads(to_json(new)):
+            found.append(f"{prefix}{name}: {_short(old)} -> {_short(new)}")
+    return tuple(found)
+
+
+def _short(value: object) -> str:
+    text = "none" if value is None else value if isinstance(value, str) else json.dumps(value, default=str)
+    return text if len(text) <= 60 else text[:57] + "..."

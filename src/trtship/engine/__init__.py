@@ -1,0 +1,5 @@
+"""ONNX graph -> TensorRT plan: build with progress, cancel cleanly, and say what went wrong."""
+
+from trtship.engine.build import BuildReport, Plan, plan_from_onnx
+
+__all__ = ["BuildReport", "Plan", "plan_from_onnx"]

@@ -1,0 +1,168 @@
+"""Build a plan from a strongly typed ONNX graph."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from trtship.engine.problems import explain_build, explain_parse
+from trtship.errors import Cancelled, DeviceError, GraphError, SpecError
+from trtship.family import Family
+from trtship.family.logger import recording
+from trtship.gpu import list_gpus
+from trtship.progress import SILENT, Progress
+from trtship.spec import Precision, Record, ShapeRange, TensorSpec
+
+
+class BuildReport(Record, frozen=True):
+    """How a plan was made. `gpu` is the one it was built on, empty when it was built ahead of time without one.
+
+    `targets` are the compute capabilities it was built for, empty for all that the family supports; `shapes` maps
+    each input to its profile's min, opt and max shape.
+    """
+
+    family: str
+    version: str
+    gpu: str
+    compute_capability: str
+    targets: tuple[str, ...]
+    tf32: bool
+    shapes: dict[str, tuple[tuple[int, ...], ...]]
+    layers: int
+    seconds: float
+    plan_mib: float
+    warnings: int
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """The serialized plan, TensorRT's log (INFO and above) and the report."""
+
+    data: bytes
+    log: str
+    report: BuildReport
+
+
+_one_at_a_time = threading.Lock()
+
+
+def plan_from_onnx(
+    graph: Path,
+    *,
+    family: Family,
+    inputs: Sequence[TensorSpec],
+    ranges: Mapping[str, ShapeRange],
+    precision: Precision = Precision.FP32,
+    targets: Sequence[str] = (),
+    progress: Progress = SILENT,
+) -> Plan:
+    """Parse `graph` and build it with one optimization profile over `ranges`, which has a range for every letter.
+
+    `precision` only decides about TF32, which is a way to multiply and no type in the graph. Ctrl-C, or any
+    exception in the main thread, cancels the build at TensorRT's next step.
+
+    Raises GraphError (an op or shape TensorRT lacks), SpecError (`targets`, `ranges`), BuildError, Cancelled.
+    """
+    shapes = {spec.name: _profile(spec, ranges) for spec in inputs}
+    check_targets(family, targets)
+    gpus = list_gpus()
+    if not gpus and not family.builds_without_gpu():
+        raise DeviceError(
+            f"{family} cannot build here",
+            why="full TensorRT times kernels on the GPU that it builds for, and this machine has none",
+            do="build on the machine with the GPU, or use --family tensorrt_rtx, which builds ahead of time",
+        )
+    begun = time.monotonic()
+    with _one_at_a_time, recording(family.module) as log:
+        builder = family.create_builder()
+        network = family.create_network(builder)
+        problems = family.parse(network, graph)
+        if problems:
+            raise explain_parse(problems, graph, family)
+        _check_inputs(network, inputs, graph)
+        cancel = threading.Event()
+        furthest = 0.0
+
+        def on_step(done: float, phase: str) -> bool:
+            nonlocal furthest
+            furthest = max(furthest, done)
+            progress.step(furthest, phase)
+            return not cancel.is_set()
+
+        config = family.create_config(
+            builder,
+            network,
+            shapes=shapes,
+            tf32=precision is Precision.TF32,
+            targets=targets,
+            on_step=on_step,
+        )
+        data = _build_in_thread(family, builder, network, config, cancel)
+        if data is None:
+            raise explain_build(log, family)
+        report = BuildReport(
+            family=family.name,
+            version=family.version,
+            gpu=gpus[0].name if gpus else "",
+            compute_capability=gpus[0].compute_capability if gpus else "",
+            targets=tuple(targets),
+            tf32=precision is Precision.TF32,
+            shapes=shapes,
+            layers=int(network.num_layers),
+            seconds=round(time.monotonic() - begun, 2),
+            plan_mib=round(len(data) / 2**20, 2),
+            warnings=sum(line.startswith("[W]") for line in log),
+        )
+        return Plan(data, "\n".join(log) + "\n", report)
+
+
+def check_targets(family: Family, targets: Sequence[str]) -> None:
+    """Raises SpecError for a compute capability that the family cannot build for."""
+    known = family.compute_capabilities()
+    for target in targets:
+        if target not in known:
+            raise SpecError(
+                f"{family} cannot build for --target {target!r}",
+                why=f"it takes {', '.join(known)}" if known else "full TensorRT builds for the GPU of this machine",
+                do="leave --target away to build for all that it supports" if known else "leave --target away",
+            )
+
+
+def _profile(spec: TensorSpec, ranges: Mapping[str, ShapeRange]) -> tuple[tuple[int, ...], ...]:
+    missing = [letter for letter in spec.letters if letter not in ranges]
+    if missing:
+        raise SpecError(
+            f"no range for the dynamic size {missing[0]} of input {spec}",
+            why="TensorRT needs the smallest, the usual and the largest of each dynamic size",
+            do=f"add --size {missing[0]}=MIN:OPT:MAX",
+        )
+    pick = [{letter: getattr(r, which) for letter, r in ranges.items()} for which in ("min", "opt", "max")]
+    return tuple(spec.with_sizes(sizes) for sizes in pick)
+
+
+def _check_inputs(network: Any, inputs: Sequence[TensorSpec], graph: Path) -> None:
+    found = {network.get_input(i).name for i in range(network.num_inputs)}
+    wanted = {spec.name for spec in inputs}
+    if found != wanted:
+        raise GraphError(
+            f"{graph} has other inputs than expected", why=f"found {sorted(found)}, expected {sorted(wanted)}"
+        )
+
+
+def _build_in_thread(family: Family, builder: Any, network: Any, config: Any, cancel: threading.Event) -> bytes | None:
+    """Build in a worker, so that Ctrl-C reaches this thread while TensorRT is busy; wait for it to let go."""
+    result: list[bytes | None] = []
+    worker = threading.Thread(target=lambda: result.append(family.build(builder, network, config)), daemon=True)
+    worker.start()
+    try:
+        while worker.is_alive():
+            worker.join(0.1)
+    except KeyboardInterrupt:
+        cancel.set()
+        worker.join()
+        raise Cancelled("the build was cancelled", do="nothing was left behind; run it again when you like") from None
+    return result[0] if result else None

@@ -1,0 +1,52 @@
+"""TensorRT's log. TensorRT keeps the first logger that a process gives it, so there is one a family for good."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+_loggers: dict[str, Any] = {}
+_lock = threading.Lock()
+
+
+def logger_of(module: Any) -> Any:
+    """The family's one logger, with `recording()` to collect what it says at INFO and above."""
+    with _lock:
+        if module.__name__ not in _loggers:
+            _loggers[module.__name__] = _make(module)
+        return _loggers[module.__name__]
+
+
+def _make(module: Any) -> Any:
+    kept = {
+        int(module.ILogger.INTERNAL_ERROR): "F",
+        int(module.ILogger.ERROR): "E",
+        int(module.ILogger.WARNING): "W",
+        int(module.ILogger.INFO): "I",
+    }
+
+    class Recorder(module.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            module.ILogger.__init__(self)
+            self.sinks: list[list[str]] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            letter = kept.get(int(severity))
+            if letter is not None:
+                for sink in self.sinks:
+                    sink.append(f"[{letter}] {message}")
+
+    return Recorder()
+
+
+@contextmanager
+def recording(module: Any) -> Iterator[list[str]]:
+    """A list that fills with log lines, `"[E] ..."` and the like, while the block runs."""
+    logger, lines = logger_of(module), []  # type: tuple[Any, list[str]]
+    logger.sinks.append(lines)
+    try:
+        yield lines
+    finally:
+        logger.sinks[:] = [sink for sink in logger.sinks if sink is not lines]

@@ -1,0 +1,141 @@
+"""Run a TensorRT plan: numpy through device buffers of our own, torch CUDA tensors in place."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from trtship.errors import DeviceError
+from trtship.family import Engine, Family
+from trtship.gpu import list_gpus
+from trtship.needs import need
+from trtship.session.base import Array, Session, is_torch
+from trtship.session.cuda import Cuda
+from trtship.spec import ShapeRange, TensorSpec
+
+
+class TensorRTSession(Session):
+    """A plan, loaded on one GPU.
+
+    `plan` must be bytes whose hash was checked: deserializing runs code. `outputs` and `inputs` may be given to name
+    the dynamic sizes as the model does; otherwise the plan's own shapes stand. Calls from several threads take turns.
+
+    Raises DependencyError (no cuda-bindings), DeviceError (no GPU, or one that the plan does not fit).
+    """
+
+    def __init__(
+        self,
+        plan: bytes,
+        family: Family,
+        *,
+        device: int = 0,
+        inputs: tuple[TensorSpec, ...] | None = None,
+        outputs: tuple[TensorSpec, ...] | None = None,
+    ) -> None:
+        gpus = list_gpus()
+        if device >= len(gpus):
+            raise DeviceError(
+                f"there is no GPU {device} here",
+                why=f"{len(gpus)} NVIDIA GPU(s) found",
+                do="trtship doctor shows what this machine lacks",
+            )
+        self._cuda = Cuda(device)
+        self._engine: Engine = family.load(plan)
+        self.inputs = inputs or self._engine.inputs
+        self.outputs = outputs or self._engine.outputs
+        self.ranges = self._ranges()
+        self.device = device
+        self.runtime = f"{family} on {gpus[device].name}"
+        self._lock = threading.Lock()
+        self._buffers: dict[str, tuple[int, int]] = {}
+        self._stream = self._cuda.create_stream()
+        self._torch_stream: Any = None
+        self._engine.prepare()
+
+    def _ranges(self) -> dict[str, ShapeRange]:
+        found: dict[str, ShapeRange] = {}
+        for spec in self.inputs:
+            for axis, size in enumerate(spec.shape):
+                if isinstance(size, str):
+                    found[size] = self._engine.range_of(spec.name, axis)
+        return found
+
+    def _run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        with self._lock:
+            self._cuda.select()
+            first = next(iter(feeds.values()))
+            if not is_torch(first):
+                return self._run_numpy(feeds)
+            torch = need("torch", purpose="running torch tensors")
+            if first.device.type == "cpu":
+                arrays = self._run_numpy({name: tensor.detach().numpy() for name, tensor in feeds.items()})
+                return {name: torch.from_numpy(array) for name, array in arrays.items()}
+            if first.device.type != "cuda" or (first.device.index or 0) != self.device:
+                raise self._refusal(
+                    f"the tensors are on {first.device}, and this session runs on cuda:{self.device}",
+                    "moving them would cost a copy that you did not ask for",
+                )
+            return self._run_torch(torch, feeds)
+
+    def _run_numpy(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        shapes = self._engine.set_shapes({name: tuple(array.shape) for name, array in feeds.items()})
+        sources = {name: np.ascontiguousarray(array) for name, array in feeds.items()}
+        results = {spec.name: np.empty(shapes[spec.name], spec.dtype) for spec in self.outputs}
+        addresses = {name: self._buffer(name, array.nbytes) for name, array in {**sources, **results}.items()}
+        for name, array in sources.items():
+            self._cuda.to_device(addresses[name], array.ctypes.data, array.nbytes, self._stream)
+        self._engine.execute(addresses, self._stream)
+        for name, array in results.items():
+            self._cuda.to_host(array.ctypes.data, addresses[name], array.nbytes, self._stream)
+        self._cuda.synchronize(self._stream)
+        return results
+
+    def _run_torch(self, torch: Any, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """On the caller's current stream; on a stream of ours beside it when that is the legacy default stream,
+        on which TensorRT would synchronize the whole device."""
+        shapes = self._engine.set_shapes({name: tuple(tensor.shape) for name, tensor in feeds.items()})
+        device = next(iter(feeds.values())).device
+        sources = {name: tensor.detach().contiguous() for name, tensor in feeds.items()}
+        results = {
+            spec.name: torch.empty(shapes[spec.name], dtype=getattr(torch, spec.dtype), device=device)
+            for spec in self.outputs
+        }
+        addresses = {name: tensor.data_ptr() for name, tensor in {**sources, **results}.items()}
+        current = torch.cuda.current_stream(device)
+        if current.cuda_stream != 0:
+            self._engine.execute(addresses, current.cuda_stream)
+            return results
+        if self._torch_stream is None:
+            self._torch_stream = torch.cuda.Stream(device)
+        self._torch_stream.wait_stream(current)
+        self._engine.execute(addresses, self._torch_stream.cuda_stream)
+        for tensor in (*sources.values(), *results.values()):
+            tensor.record_stream(self._torch_stream)
+        current.wait_stream(self._torch_stream)
+        return results
+
+    def _buffer(self, name: str, size: int) -> int:
+        """Device memory for a tensor, kept and grown as needed; at least one byte, since no address may be null."""
+        address, room = self._buffers.get(name, (0, 0))
+        if size > room or not address:
+            if address:
+                self._buffers.pop(name)
+                self._cuda.free(address)
+            room = max(size, 1)
+            address = self._cuda.allocate(room)
+            self._buffers[name] = (address, room)
+        return address
+
+    def _release(self) -> None:
+        self._cuda.select()
+        self._cuda.synchronize(self._stream)
+        if self._torch_stream is not None:
+            self._torch_stream.synchronize()
+        for address, _ in self._buffers.values():
+            self._cuda.free(address)
+        self._buffers.clear()
+        self._cuda.destroy_stream(self._stream)
+        self._engine.close()
