@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-import trtship
 from trtship.gpu import driver, driver_problem, list_gpus
 
 LIBRARY = r"""
@@ -69,8 +68,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def ask(library: Path, **environment: str) -> Any:
     clean = {k: v for k, v in os.environ.items() if k != "CUDA_VISIBLE_DEVICES"}
-    source = str(Path(trtship.__file__).parents[1])
-    paths = {"LD_LIBRARY_PATH": str(library), "PYTHONPATH": source}
+    paths = {"LD_LIBRARY_PATH": str(library), "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", ASK], env=clean | paths | environment, capture_output=True, check=True)
     return json.loads(done.stdout)
 

@@ -53,11 +53,7 @@ def list_gpus() -> tuple[Gpu, ...]:
 def driver() -> Driver | None:
     """The driver that is loaded; None where there is none, or it does not answer."""
     try:
-        with _nvml() as nvml:
-            cuda = ctypes.c_int()
-            _call(nvml, "nvmlSystemGetCudaDriverVersion_v2", ctypes.byref(cuda))
-            version = _text(nvml, "nvmlSystemGetDriverVersion")
-            return Driver(version=version, cuda=f"{cuda.value // 1000}.{cuda.value % 1000 // 10}")
+        return _driver()
     except _NvmlError:
         return None
 
@@ -65,10 +61,18 @@ def driver() -> Driver | None:
 def driver_problem() -> str:
     """Why the driver does not answer, in NVML's words; empty when it does."""
     try:
-        with _nvml():
-            return ""
+        _driver()
     except _NvmlError as error:
         return str(error)
+    return ""
+
+
+def _driver() -> Driver:
+    with _nvml() as nvml:
+        cuda = ctypes.c_int()
+        _call(nvml, "nvmlSystemGetCudaDriverVersion_v2", ctypes.byref(cuda))
+        version = _text(nvml, "nvmlSystemGetDriverVersion")
+        return Driver(version=version, cuda=f"{cuda.value // 1000}.{cuda.value % 1000 // 10}")
 
 
 class _NvmlError(Exception):

@@ -63,4 +63,4 @@ def test_the_table_names_every_state_in_words_and_keeps_commands_on_one_line(bar
     assert "missing" in done.stdout
     commands = [line for line in done.stdout.splitlines() if line.endswith("install 'trtship[make]'")]
     assert len(commands) == 1
-    assert str(bare) in commands[0]
+    assert str(bare) in commands[0]  # its own pip, not the one that happens to be on the PATH

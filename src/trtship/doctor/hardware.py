@@ -95,9 +95,10 @@ def _cuda(machine: Machine) -> Finding:
         if name in packages and packages[name].cuda
     ]
     runtimes = [f"{name} {packages[name].version}" for name in sorted(packages) if "nvidia-cuda-runtime" in name]
-    ceiling = f"the driver runs up to {machine.driver.cuda}" if machine.driver else "no driver to run it"
-    state: State = "ok" if machine.driver else "note"
-    return Finding(topic="CUDA", subject="CUDA", state=state, found=", ".join([ceiling, *built, *runtimes]))
+    found = ", ".join([*built, *runtimes]) or "no package here was built for it"
+    if machine.driver is None:
+        return Finding(topic="CUDA", subject="CUDA", state="note", found=found, why="there is no driver to run it")
+    return Finding(topic="CUDA", subject="CUDA", state="ok", found=f"driver runs {machine.driver.cuda}, {found}")
 
 
 def _cudnn(machine: Machine) -> Finding:

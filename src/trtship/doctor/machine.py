@@ -111,7 +111,7 @@ def _with_errors(packages: dict[str, Package], imports: Mapping[str, Import]) ->
 def _pip() -> str:
     """The command that installs into the Python that runs this."""
     if importlib.util.find_spec("pip") is None and shutil.which("uv"):
-        return "uv pip"
+        return f"UV_PYTHON={shlex.quote(sys.executable)} uv pip"
     found = shutil.which("pip")
     if found and Path(found).parent == Path(sys.executable).parent:
         return "pip"
