@@ -1,0 +1,223 @@
+"""Pictures to arrays as the model expects them, from data in the bundle, with Pillow and numpy alone.
+
+A `Preprocess` is what timm, torchvision and transformers do to a picture at evaluation, written down as steps. All
+three resize with an antialiasing filter on 8-bit pixels and then scale; so do the steps here, with Pillow's filters,
+which timm and torchvision call themselves (transformers resizes tensors: its pixels differ by at most one level).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from trtship.errors import ImageError
+from trtship.pictures import DAMAGE, open_image
+from trtship.spec import Record
+
+__all__ = [
+    "FILTERS",
+    "CenterCrop",
+    "Fit",
+    "Interpolation",
+    "Normalize",
+    "Preprocess",
+    "Rescale",
+    "Resize",
+    "Step",
+    "open_image",
+    "preprocess_images",
+]
+
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
+Fit = Literal["exact", "shortest", "cover", "contain"]
+FILTERS: dict[str, Image.Resampling] = {filter.name.lower(): filter for filter in Image.Resampling}
+# a resized picture above this many pixels comes from one that is a thousand times longer than wide
+MOST_PIXELS = 200_000_000
+
+
+class Resize(Record, frozen=True, tag_field="op", tag="resize"):
+    """Scale to, or around, `height` x `width` pixels.
+
+    `fit` says how: `exact` to just that; `shortest` so that the shorter edge becomes `height` (= `width`), the longer
+    one rounded down (torchvision's `Resize(int)`); `cover` so that both edges reach, `contain` so that none exceeds,
+    the size, rounded to nearest (timm's `ResizeKeepRatio(longest=0)` and `(longest=1)`).
+    """
+
+    height: int
+    width: int
+    fit: Fit
+    interpolation: Interpolation
+
+    def __post_init__(self) -> None:
+        _require(self.height > 0 and self.width > 0, f"resize to {self.height} x {self.width}")
+        _require(self.fit != "shortest" or self.height == self.width, "resize by the shorter edge takes height = width")
+
+    def size_of(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) of the result, for a picture of this size."""
+        if self.fit == "exact":
+            return self.height, self.width
+        if self.fit == "shortest":
+            longer = int(self.height * max(height, width) / min(height, width))
+            return (longer, self.height) if width <= height else (self.height, longer)
+        ratios = (height / self.height, width / self.width)
+        ratio = max(ratios) if self.fit == "contain" else min(ratios)
+        return round(height / ratio), round(width / ratio)
+
+
+class CenterCrop(Record, frozen=True, tag_field="op", tag="center_crop"):
+    """Cut `height` x `width` pixels from the middle, after padding edges that are shorter with `fill`.
+
+    Where the margin is odd, `rounding` decides: `even` to the even pixel (timm, torchvision), `down` (transformers).
+    `fill` is a level per channel, or () for black.
+    """
+
+    height: int
+    width: int
+    rounding: Literal["even", "down"] = "even"
+    fill: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        _require(self.height > 0 and self.width > 0, f"crop to {self.height} x {self.width}")
+        _require(all(0 <= level <= 255 for level in self.fill), f"fill {self.fill} is no level in 0..255")
+
+
+class Rescale(Record, frozen=True, tag_field="op", tag="rescale"):
+    """Multiply every value by `factor`, as 1/255."""
+
+    factor: float
+
+
+class Normalize(Record, frozen=True, tag_field="op", tag="normalize"):
+    """`(x - mean) / std`, one of each per channel."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        _require(len(self.mean) == len(self.std), "mean and std differ in length")
+        _require(all(s > 0 for s in self.std), f"std {self.std} is not positive")
+
+
+Step = Resize | CenterCrop | Rescale | Normalize
+
+
+class Preprocess(Record, frozen=True):
+    """From a picture to `[C, H, W]`: EXIF orientation, colour mode, then `steps` in order.
+
+    Resizing and cropping come first, on 8-bit pixels, and must leave one size whatever the picture's.
+    """
+
+    mode: Literal["RGB", "L"]
+    exif_transpose: bool
+    steps: tuple[Step, ...]
+
+    def __post_init__(self) -> None:
+        geometry = [isinstance(step, Resize | CenterCrop) for step in self.steps]
+        _require(geometry == sorted(geometry, reverse=True), "resize and crop must come before rescale and normalize")
+        _require(
+            any(geometry) and self._fixes_size(self._last_geometry),
+            "the last of resize and crop must give every picture one size, as center_crop or resize with fit exact do",
+        )
+        for step in self.steps:
+            counts = {len(step.mean)} if isinstance(step, Normalize) else set()
+            counts |= {len(step.fill)} if isinstance(step, CenterCrop) and step.fill else set()
+            _require(counts <= {self.channels}, f"{step} does not fit {self.channels} channels")
+
+    @staticmethod
+    def _fixes_size(step: Resize | CenterCrop) -> bool:
+        return isinstance(step, CenterCrop) or step.fit == "exact"
+
+    @property
+    def _last_geometry(self) -> Resize | CenterCrop:
+        return [step for step in self.steps if isinstance(step, Resize | CenterCrop)][-1]
+
+    @property
+    def channels(self) -> int:
+        return {"RGB": 3, "L": 1}[self.mode]
+
+    @property
+    def output_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of what one picture becomes."""
+        return self.channels, self._last_geometry.height, self._last_geometry.width
+
+
+def preprocess_images(images: Sequence[str | Path | Image.Image], spec: Preprocess) -> np.ndarray:
+    """float32 `[B, C, H, W]`, C-contiguous, from files or Pillow pictures. Raises ImageError.
+
+    Pictures become `spec.mode` by Pillow's `convert`, as in torchvision's ImageFolder and transformers' `load_image`:
+    transparency is dropped, CMYK is converted, 16-bit grey above 255 is white.
+    """
+    if not images:
+        raise ImageError("no pictures", why="there is nothing to preprocess", do="name at least one")
+    batch = np.empty((len(images), *spec.output_shape), dtype=np.float32)
+    for index, image in enumerate(images):
+        name = f"picture {index}" if isinstance(image, Image.Image) else str(image)
+        picture = image if isinstance(image, Image.Image) else open_image(image)
+        batch[index] = _array_of(_pixels_of(picture, spec, name), spec)
+    return batch
+
+
+def _pixels_of(image: Image.Image, spec: Preprocess, name: str) -> Image.Image:
+    try:
+        if spec.exif_transpose:
+            image = ImageOps.exif_transpose(image)
+        image = image.convert(spec.mode)
+    except DAMAGE as error:
+        raise ImageError(
+            f"cannot convert {name} to {spec.mode}", why=str(error), do="save it as an ordinary PNG"
+        ) from error
+    for step in spec.steps:
+        if isinstance(step, Resize):
+            image = _resize(image, step, name)
+        elif isinstance(step, CenterCrop):
+            image = _center_crop(image, step)
+    return image
+
+
+def _array_of(image: Image.Image, spec: Preprocess) -> np.ndarray:
+    values = np.asarray(image, dtype=np.float32).reshape(image.height, image.width, spec.channels).transpose(2, 0, 1)
+    for step in spec.steps:
+        if isinstance(step, Rescale):
+            values = values * np.float32(step.factor)
+        elif isinstance(step, Normalize):
+            mean, std = (np.asarray(numbers, dtype=np.float32).reshape(-1, 1, 1) for numbers in (step.mean, step.std))
+            values = (values - mean) / std
+    return values
+
+
+def _resize(image: Image.Image, step: Resize, name: str) -> Image.Image:
+    height, width = step.size_of(image.height, image.width)
+    if min(height, width) < 1 or height * width > MOST_PIXELS:
+        raise ImageError(
+            f"{name} has too extreme a shape",
+            why=f"its {image.width} x {image.height} pixels would be resized to {width} x {height}",
+            do="crop it first",
+        )
+    if (width, height) == image.size:
+        return image
+    return image.resize((width, height), FILTERS[step.interpolation])
+
+
+def _center_crop(image: Image.Image, step: CenterCrop) -> Image.Image:
+    wide, high = max(image.width, step.width), max(image.height, step.height)
+    if (wide, high) != image.size:
+        padded = Image.new(image.mode, (wide, high), _colour(step.fill))
+        padded.paste(image, ((wide - image.width) // 2, (high - image.height) // 2))
+        image = padded
+    halve = round if step.rounding == "even" else int
+    left, top = halve((wide - step.width) / 2), halve((high - step.height) / 2)
+    return image.crop((left, top, left + step.width, top + step.height))
+
+
+def _colour(fill: tuple[int, ...]) -> int | tuple[int, ...]:
+    return fill[0] if len(fill) == 1 else fill or 0
+
+
+def _require(holds: bool, message: str) -> None:
+    """msgspec turns a ValueError raised while decoding into its ValidationError, with the place in the document."""
+    if not holds:
+        raise ValueError(message)

@@ -1,0 +1,82 @@
+"""Whatever a module returns, as named tensors; and the module that returns them as a flat tuple."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+
+def named_tensors(result: object) -> dict[str, torch.Tensor]:
+    """A module's result by name, in its own order; a name is "" for a bare tensor.
+
+    Keys of mappings (transformers' ModelOutput is one) and fields of named tuples and dataclasses give names, places
+    in tuples and lists give `output_0`, `output_1` ...; nested ones are joined by `_`. What is no tensor is left out.
+    """
+    return dict(_walk("", result))
+
+
+def _walk(name: str, value: object) -> Iterator[tuple[str, torch.Tensor]]:
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        yield name, value
+        return
+    for key, item in _children(value, name or "output"):
+        yield from _walk(key, item)
+
+
+def _children(value: object, name: str) -> Iterator[tuple[str, object]]:
+    prefix = "" if name == "output" else f"{name}_"
+    if isinstance(value, Mapping):
+        yield from ((f"{prefix}{key}", item) for key, item in value.items())
+    elif isinstance(value, tuple) and hasattr(value, "_fields"):
+        yield from ((f"{prefix}{key}", getattr(value, key)) for key in value._fields)
+    elif isinstance(value, tuple | list):
+        yield from ((f"{name}_{index}", item) for index, item in enumerate(value))
+    elif is_dataclass(value) and not isinstance(value, type):
+        yield from ((f"{prefix}{f.name}", getattr(value, f.name)) for f in fields(value))
+
+
+def is_flat(result: object) -> bool:
+    """Whether exporters can take it as it is: a tensor, or a plain tuple of tensors."""
+    import torch
+
+    return isinstance(result, torch.Tensor) or (
+        type(result) is tuple and all(isinstance(item, torch.Tensor) for item in result)
+    )
+
+
+def tensors_in_tensors_out(module: torch.nn.Module, keywords: tuple[str, ...] | None) -> torch.nn.Module:
+    """`module` behind a forward that takes tensors by position and returns one, or a tuple of them.
+
+    With `keywords`, the tensors are passed to `module` under these names.
+    """
+    wrapped: torch.nn.Module = _wrapper()(module, keywords)
+    return wrapped
+
+
+@functools.cache
+def _wrapper() -> Any:
+    """The class, made on first use: its base is torch's, which is not imported before."""
+    import torch
+
+    class TensorsInTensorsOut(torch.nn.Module):
+        def __init__(self, module: torch.nn.Module, keywords: tuple[str, ...] | None) -> None:
+            super().__init__()
+            self.module = module
+            self.keywords = keywords
+
+        def forward(self, *tensors: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
+            if self.keywords is None:
+                result = self.module(*tensors)
+            else:
+                result = self.module(**dict(zip(self.keywords, tensors, strict=True)))
+            flat = tuple(named_tensors(result).values())
+            return flat[0] if len(flat) == 1 else flat
+
+    return TensorsInTensorsOut
