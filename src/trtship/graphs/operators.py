@@ -1,0 +1,71 @@
+"""What kind of arithmetic each ONNX operator does. Data, read by the precision pass and by the rounding bound."""
+
+from __future__ import annotations
+
+PRODUCTS = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum"})
+"""Inner products: the work, done on tensor cores, which accumulate in fp32."""
+
+REDUCTIONS = frozenset(
+    {
+        "ReduceMean", "ReduceSum", "ReduceSumSquare", "ReduceL1", "ReduceL2", "ReduceProd",
+        "ReduceLogSum", "ReduceLogSumExp", "GlobalAveragePool",
+    }
+)  # fmt: skip
+"""Sums over dimensions: statistics."""
+
+POOLING = frozenset({"AveragePool", "LpPool"})
+
+ACCUMULATING = frozenset(
+    {
+        "Softmax", "LogSoftmax", "LayerNormalization", "RMSNormalization", "InstanceNormalization",
+        "GroupNormalization", "LpNormalization", "MeanVarianceNormalization", "CumSum", "Attention",
+    }
+)  # fmt: skip
+"""Operators with a sum inside, and arithmetic around it."""
+
+FP32_STATISTICS = frozenset({"LayerNormalization", "RMSNormalization"})
+"""Normalise in fp32 whatever type goes in and out, as their attribute stash_type = 1 says."""
+
+KEPT_IN_FP32 = (
+    (REDUCTIONS - {"GlobalAveragePool"})
+    | {
+        "Softmax", "LogSoftmax", "CastLike",
+        "InstanceNormalization", "GroupNormalization", "BatchNormalization", "LpNormalization",
+        "MeanVarianceNormalization", "CumSum",
+        "Exp", "Log", "Pow", "Sqrt", "Reciprocal",
+        "GridSample", "RoiAlign", "NonMaxSuppression", "Range", "EyeLike",
+        "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial",
+        "QuantizeLinear", "DequantizeLinear",
+    }
+)  # fmt: skip
+"""Statistics, functions that leave the range of fp16 or need its missing digits, coordinates, and quantisation.
+
+`GlobalAveragePool` sums in fp32 by itself, and its result is no larger than its input. `BatchNormalization` divides by
+a running variance that fp16 may not hold; where it follows a convolution, simplification has folded it away.
+"""
+
+EXACT = frozenset(
+    {
+        "Reshape", "Transpose", "Slice", "Squeeze", "Unsqueeze", "Expand", "Identity", "Flatten", "Split", "Concat",
+        "Pad", "Gather", "GatherND", "GatherElements", "Tile", "DepthToSpace", "SpaceToDepth", "ScatterND",
+        "ScatterElements", "Trilu", "ReverseSequence", "Compress",
+        "Relu", "Neg", "Abs", "Max", "Min", "Clip", "Where", "MaxPool", "GlobalMaxPool", "ReduceMax", "ReduceMin",
+        "Sign", "Floor", "Ceil", "Round", "TopK", "Dropout",
+    }
+)  # fmt: skip
+"""Move values or choose among them: no rounding."""
+
+MOVES = EXACT - {
+    "Relu", "Neg", "Abs", "Max", "Min", "Clip", "Where", "MaxPool", "GlobalMaxPool", "ReduceMax", "ReduceMin",
+    "Sign", "Floor", "Ceil", "Round", "TopK", "Dropout",
+}  # fmt: skip
+"""Of those, the ones that only move values: they take the type of what they move."""
+
+ELEMENTWISE = frozenset(
+    {"Add", "Sub", "Mul", "Div", "Neg", "Abs", "Max", "Min", "Clip", "Where", "Sum", "Mean", "Sign", "Floor", "Ceil",
+     "Round", "Relu"}
+)  # fmt: skip
+"""One output element from one element of each input."""
+
+FP32_SLOTS = frozenset({("Resize", 1), ("Resize", 2), ("Dropout", 1)})
+"""Inputs that are no data: the region and scales of a Resize, the ratio of a Dropout."""

@@ -1,0 +1,107 @@
+"""How many roundings one ONNX operator performs one after the other, and in which number format."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from trtship.graphs.operators import ACCUMULATING, EXACT, POOLING, PRODUCTS, REDUCTIONS
+from trtship.spec import Precision
+
+if TYPE_CHECKING:
+    import onnx_ir
+
+FULL = Precision.FP32.unit_roundoff
+UNKNOWN_SIZE = 1024
+"""Taken for the terms of a sum over a dimension whose size is not known; generous for a vision model."""
+FUNCTION = 4
+"""fp32 roundings in exp, erf, tanh and the like: CUDA's are good to 2 units in the last place, each two roundings."""
+FLOATS = ("FLOAT", "FLOAT16", "BFLOAT16", "DOUBLE")
+ARITHMETIC = frozenset({"Add", "Sub", "Mul", "Div", "Sum", "Mean", "Sqrt", "Reciprocal"})
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """Sequential roundings: `low` at the graph's reduced precision, `full` in fp32; `variance` is sum of u^2."""
+
+    low: int = 0
+    full: int = 0
+    variance: float = 0.0
+
+    def __add__(self, other: Rounding) -> Rounding:
+        return Rounding(self.low + other.low, self.full + other.full, self.variance + other.variance)
+
+
+def roundings_of(node: onnx_ir.Node, precision: Precision) -> Rounding:
+    """The roundings of one node, whose tensors have their types and, where known, their shapes.
+
+    A product or reduction of K terms accumulates in fp32 whatever its inputs are, one term after the other (blocked
+    sums are better). The k-th partial sum of random terms is about sqrt(k/K) of the whole, and so is its rounding
+    error: the K roundings weigh as K/2. The result is rounded to the output's type. A constant operand was rounded
+    to that type before: one more. TF32 rounds both operands of a product.
+    """
+    kinds = [value.dtype.name for value in node.outputs if value.dtype is not None]
+    if node.op_type in EXACT or not any(kind in FLOATS for kind in kinds):
+        return Rounding()
+    is_low = any(kind in ("FLOAT16", "BFLOAT16") for kind in kinds)
+    full = _accumulations(node)
+    low = _constants(node) + 1 if is_low else 0
+    if not is_low:
+        full = full + 1 if node.op_type != "Cast" else 0
+        low = 2 if precision is Precision.TF32 and node.op_type in PRODUCTS else 0
+    u = precision.unit_roundoff
+    return Rounding(low, full, low * u * u + full * FULL * FULL)
+
+
+def _accumulations(node: onnx_ir.Node) -> int:
+    """Weight of the fp32 roundings inside the operator, the final one apart; mean and variance are two sums."""
+    op = node.op_type
+    if op in PRODUCTS:
+        return _terms_of_product(node) // 2
+    if op in REDUCTIONS:
+        return _terms_of_reduction(_shape(node.inputs[0]), _shape(node.outputs[0])) // 2
+    if op in POOLING:
+        return math.prod(node.attributes.get_ints("kernel_shape", [UNKNOWN_SIZE])) // 2
+    if op in ACCUMULATING:
+        return _last_size(node.inputs[0]) + FUNCTION
+    return 0 if op in ARITHMETIC or op == "Cast" else FUNCTION
+
+
+def _terms_of_product(node: onnx_ir.Node) -> int:
+    if node.op_type == "MatMul":
+        return _last_size(node.inputs[0])
+    if node.op_type == "Gemm":
+        shape = _shape(node.inputs[0])
+        return UNKNOWN_SIZE if shape is None else shape[0 if node.attributes.get_int("transA", 0) else -1]
+    weight = _shape(node.inputs[1]) if len(node.inputs) > 1 else None
+    if weight is None:
+        return UNKNOWN_SIZE
+    terms = math.prod(weight[1:])
+    return terms if node.op_type == "Conv" else math.prod(weight) // max(weight[1], 1)
+
+
+def _constants(node: onnx_ir.Node) -> int:
+    return int(any(value is not None and value.const_value is not None and _is_float(value) for value in node.inputs))
+
+
+def _is_float(value: onnx_ir.Value) -> bool:
+    return value.dtype is not None and value.dtype.name in FLOATS
+
+
+def _shape(value: onnx_ir.Value | None) -> list[int] | None:
+    if value is None or value.shape is None:
+        return None
+    return [size if isinstance(size, int) else UNKNOWN_SIZE for size in value.shape]
+
+
+def _last_size(value: onnx_ir.Value | None) -> int:
+    shape = _shape(value)
+    return shape[-1] if shape else UNKNOWN_SIZE
+
+
+def _terms_of_reduction(before: list[int] | None, after: list[int] | None) -> int:
+    """A dynamic size counts the same on both sides."""
+    if before is None or after is None:
+        return UNKNOWN_SIZE
+    return max(1, math.prod(before) // max(math.prod(after), 1))

@@ -1,0 +1,20 @@
+"""ONNX -> ONNX, one pass a file."""
+
+from trtship.passes.base import Pass, PassResult
+from trtship.passes.compare import Difference, differences
+from trtship.passes.emulate import emulate_bfloat16
+from trtship.passes.precision import PrecisionReport, ToPrecision, to_precision
+from trtship.passes.simplification import SimplifyReport, simplify
+
+__all__ = [
+    "Difference",
+    "Pass",
+    "PassResult",
+    "PrecisionReport",
+    "SimplifyReport",
+    "ToPrecision",
+    "differences",
+    "emulate_bfloat16",
+    "simplify",
+    "to_precision",
+]

@@ -1,0 +1,87 @@
+"""Run a bfloat16 graph's arithmetic where no bfloat16 kernels are: fp32, rounded to bfloat16 after every node.
+
+onnxruntime's CPU provider has none. It runs float16 graphs as they are, with casts of its own around the operators
+for which it has no float16 kernel; those compute in fp32 and round their result, as here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from trtship.graphs.operators import MOVES
+from trtship.graphs.storage import EXTERNAL_OVER
+from trtship.passes.base import Interface, Pass, PassResult
+from trtship.spec import Record, TensorSpec
+
+if TYPE_CHECKING:
+    import onnx_ir
+
+
+class EmulationReport(Record, frozen=True):
+    """How many tensors are rounded while the graph runs."""
+
+    rounded: int
+
+
+class EmulateBfloat16(Pass[EmulationReport]):
+    """Every bfloat16 tensor becomes float32 and holds bfloat16 numbers: cast there and back after its node."""
+
+    name: ClassVar[str] = "emulate-bfloat16"
+
+    def expected(self, inputs_and_outputs: Interface) -> Interface:
+        def retyped(spec: TensorSpec) -> TensorSpec:
+            dtype = "float32" if spec.dtype == "bfloat16" else spec.dtype
+            return TensorSpec(name=spec.name, shape=spec.shape, dtype=dtype)
+
+        inputs, outputs = inputs_and_outputs
+        return tuple(map(retyped, inputs)), tuple(map(retyped, outputs))
+
+    def call(self, model: onnx_ir.Model) -> PassResult[EmulationReport]:
+        """Edits `model`, as `to_precision` made it: typed throughout."""
+        import onnx_ir as ir
+
+        full, low = ir.DataType.FLOAT, ir.DataType.BFLOAT16
+        for value in model.graph.initializers.values():
+            if value.dtype == low and value.const_value is not None:
+                numbers = value.const_value.numpy().astype("float32")
+                value.const_value = ir.Tensor(numbers, dtype=full, name=value.name)
+                value.dtype = full
+        for value in model.graph.inputs:
+            if value.dtype == low:
+                value.dtype = full
+        rounded = 0
+        for node in list(model.graph):
+            for value in node.outputs:
+                if value.dtype != low:
+                    continue
+                value.dtype = full
+                if node.op_type == "Cast":
+                    node.attributes["to"] = ir.AttrInt64("to", int(full))
+                if node.op_type not in MOVES:
+                    _round_trip(model.graph, node, value)
+                    rounded += 1
+        return PassResult(model, rounded > 0, EmulationReport(rounded=rounded))
+
+
+def _round_trip(graph: onnx_ir.Graph, node: onnx_ir.Node, value: onnx_ir.Value) -> None:
+    import onnx_ir as ir
+
+    there = ir.Value(name=f"{value.name}/bfloat16", shape=value.shape, type=ir.TensorType(ir.DataType.BFLOAT16))
+    back = ir.Value(name=f"{value.name}/rounded", shape=value.shape, type=ir.TensorType(ir.DataType.FLOAT))
+    value.replace_all_uses_with(back, replace_graph_outputs=True)
+    if back.is_graph_output():
+        value.name, back.name = f"{value.name}/exact", value.name
+    casts = [
+        ir.Node("", "Cast", [source], [ir.AttrInt64("to", int(result.dtype or 0))], outputs=[result])
+        for source, result in ((value, there), (there, back))
+    ]
+    graph.insert_after(node, casts)
+
+
+def emulate_bfloat16(source: Path, target: Path, *, external_over: int = EXTERNAL_OVER) -> EmulationReport:
+    """Write the bfloat16 graph at `source` to `target` so that it runs, and rounds, anywhere.
+
+    Raises GraphError, OutputError.
+    """
+    return EmulateBfloat16().apply(source, target, external_over=external_over)
