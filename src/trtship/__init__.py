@@ -15,28 +15,33 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-_HOME = {
-    "deploy": "trtship.deploy",
-    "DeployResult": "trtship.deploy",
-    "load": "trtship.bundle.load",
-    "BundleSession": "trtship.bundle.load",
-    "verify": "trtship.bundle.verify",
-    "Bundle": "trtship.bundle.bundle",
-    "TrtshipError": "trtship.errors",
-    "Precision": "trtship.spec",
-    "ShapeRange": "trtship.spec",
-    "TensorSpec": "trtship.spec",
-}
-
-__all__ = ["__version__", *_HOME]
-
 if TYPE_CHECKING:
-    from trtship.bundle.bundle import Bundle
-    from trtship.bundle.load import BundleSession, load
-    from trtship.bundle.verify import verify
-    from trtship.deploy import DeployResult, deploy
+    from trtship.bundle import Bundle, BundleSession, load, verify_bundle
+    from trtship.deployment import DeployResult, deploy
     from trtship.errors import TrtshipError
     from trtship.spec import Precision, ShapeRange, TensorSpec
+
+__all__ = [
+    "Bundle",
+    "BundleSession",
+    "DeployResult",
+    "Precision",
+    "ShapeRange",
+    "TensorSpec",
+    "TrtshipError",
+    "__version__",
+    "deploy",
+    "load",
+    "verify_bundle",
+]
+
+_HOMES = {
+    "trtship.bundle": ("Bundle", "BundleSession", "load", "verify_bundle"),
+    "trtship.deployment": ("DeployResult", "deploy"),
+    "trtship.errors": ("TrtshipError",),
+    "trtship.spec": ("Precision", "ShapeRange", "TensorSpec"),
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 from filelock import FileLock
 
-from trtship.errors import SpecError
+from trtship.errors import OutputError, SpecError
 from trtship.files import cache_root, explain_os_error, sha256_of, whole_file, whole_folder
 from trtship.spec import Record, from_json, to_json
 
@@ -40,6 +40,18 @@ class Entry(msgspec.Struct, frozen=True):
     key: str
     hit: bool
     changed: tuple[str, ...]
+    files: dict[str, str]
+
+    def read(self, name: str) -> bytes:
+        """A file's bytes, whose hash is checked as they are now. Raises OutputError where they were changed."""
+        data = (self.folder / name).read_bytes()
+        if hashlib.sha256(data).hexdigest() != self.files[name]:
+            raise OutputError(
+                f"{self.folder / name} changed after it was cached",
+                why="its SHA-256 is not the one recorded",
+                do=f"remove the folder {self.folder} and run again",
+            )
+        return data
 
 
 class Cache:
@@ -66,7 +78,8 @@ class Cache:
         except OSError as error:
             raise explain_os_error(error, self.root) from error
         self._remember(name, subject, inputs)
-        return Entry(folder, key, hit, changed)
+        entry = from_json((folder / "entry.json").read_bytes(), EntryRecord, what="a cache entry")
+        return Entry(folder, key, hit, changed, entry.files)
 
     def _is_whole(self, folder: Path) -> bool:
         try:

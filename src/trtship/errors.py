@@ -46,7 +46,7 @@ class TrtshipError(Exception):
             lines.append(f"  do:  {self.do}")
         return "\n".join(lines)
 
-    def as_dict(self) -> dict[str, str | int]:
+    def as_dict(self) -> dict[str, object]:
         """`{"type", "what", "why", "do", "exit_code"}`, what `--json` prints under `error`."""
         return {
             "type": type(self).__name__,
@@ -102,7 +102,16 @@ class BundleSchemaError(BundleError):
 
 
 class GateError(TrtshipError):
+    """`evidence` is what was measured, as plain JSON values; `as_dict` has it too."""
+
     exit_code = 1
+
+    def __init__(self, what: str, *, why: str = "", do: str = "", evidence: object = None) -> None:
+        super().__init__(what, why=why, do=do)
+        self.evidence = evidence
+
+    def as_dict(self) -> dict[str, object]:
+        return {**super().as_dict(), **({} if self.evidence is None else {"evidence": self.evidence})}
 
 
 class ExportMismatchError(GateError):

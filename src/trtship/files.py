@@ -96,6 +96,14 @@ def whole_file(target: Path) -> Iterator[Path]:
         draft.unlink(missing_ok=True)
 
 
+def refuse_to_replace(target: Path, *, force: bool) -> None:
+    """Raises OutputError when a file stands at `target` and `force` is not given, or a folder in any case."""
+    if target.is_dir():
+        raise OutputError(f"{target} is a folder", why="a file is to be written there", do="choose another -o")
+    if target.exists() and not force:
+        raise OutputError(f"{target} exists", do="--force replaces it, or choose another -o")
+
+
 def cache_root() -> Path:
     """`$TRTSHIP_CACHE`, or `trtship` under `$XDG_CACHE_HOME` or `~/.cache`."""
     if own := os.environ.get("TRTSHIP_CACHE"):

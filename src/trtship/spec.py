@@ -6,8 +6,8 @@ All are msgspec structs: strict types, unknown keys refused, JSON in and out wit
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from enum import Enum
+from collections.abc import Iterable, Mapping
+from enum import StrEnum
 from typing import Any, TypeVar
 
 import msgspec
@@ -36,7 +36,7 @@ def from_json(data: bytes, kind: type[T], *, what: str) -> T:
         raise SpecError(f"{what} is not valid", why=str(error)) from error
 
 
-class Precision(str, Enum):
+class Precision(StrEnum):
     """Number format of the weights and activations inside a plan."""
 
     FP32 = "fp32"
@@ -64,7 +64,7 @@ class Precision(str, Enum):
             raise SpecError(f"unknown precision {text!r}", why=f"the precisions are {names}") from None
 
 
-class ShapeRange(Record):
+class ShapeRange(Record, frozen=True):
     """The sizes that a dynamic dimension may take, and the one to optimize for: `min <= opt <= max`."""
 
     min: int
@@ -105,7 +105,11 @@ class ShapeRange(Record):
         return f"{self.min}:{self.opt}:{self.max}" if self.min != self.max else str(self.max)
 
 
-class TensorSpec(Record):
+DEFAULT_BATCH = ShapeRange(min=1, opt=8, max=32)
+"""For a dynamic batch that nobody gave a range."""
+
+
+class TensorSpec(Record, frozen=True):
     """A named input or output. `shape` holds sizes and, for dynamic dimensions, their letters: `("B", 3, 224, 224)`."""
 
     name: str
@@ -138,6 +142,23 @@ class TensorSpec(Record):
 
     def __str__(self) -> str:
         return f"{self.name}: {self.dtype} [{', '.join(str(d) for d in self.shape)}]"
+
+
+def parse_sizes(texts: Iterable[str]) -> dict[str, ShapeRange]:
+    """`["L=16:32:64"]` as `{"L": ShapeRange(16, 32, 64)}`. Raises SpecError."""
+    found: dict[str, ShapeRange] = {}
+    for text in texts:
+        letter, equals, sizes = text.partition("=")
+        if not equals or not re.fullmatch(r"[A-WYZa-wyz]", letter):
+            raise SpecError(
+                f"--size {text!r} is no size",
+                why="it takes LETTER=MIN:OPT:MAX, the letter as in --input",
+                do="for example --size L=16:32:64",
+            )
+        if letter in found:
+            raise SpecError(f"--size {letter}=... was given more than once", do="keep one")
+        found[letter] = ShapeRange.parse(sizes, option=f"--size {letter}=")
+    return found
 
 
 def as_plain(value: object) -> Any:

@@ -1,0 +1,48 @@
+# make demo   sets up, deploys the digits Swin in fp32 and fp16, runs it on a picture
+# make test   sets up, runs everything that CI runs
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO := demo
+PICTURE := examples/digits/pictures/7/0.png
+
+.PHONY: demo test lint types rooms unit clean
+.DELETE_ON_ERROR:
+
+$(VENV)/.ready-demo: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[make,rtx]'
+	@touch $@
+
+$(VENV)/.ready-test: $(VENV)/.ready-demo
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[make,rtx,dev]'
+	@touch $@
+
+demo: $(VENV)/.ready-demo
+	@for precision in fp32 fp16; do \
+	  $(BIN)/trtship deploy examples/digits/model.py:digits_swin --checkpoint examples/digits/digits.safetensors \
+	    --precision $$precision --batch 1:8:32 --eval examples/digits/pictures --force \
+	    -o $(DEMO)/digits-$$precision.trtship || exit $$?; \
+	done
+	@$(BIN)/trtship run $(DEMO)/digits-fp16.trtship $(PICTURE)
+	@echo
+	@echo "the bundles are $(DEMO)/digits-fp32.trtship and $(DEMO)/digits-fp16.trtship;"
+	@echo "look into one:  $(BIN)/trtship inspect $(DEMO)/digits-fp16.trtship"
+
+test: lint types rooms unit
+
+lint: $(VENV)/.ready-test
+	$(BIN)/ruff check src tests examples benchmarks
+	$(BIN)/ruff format --check src tests examples benchmarks
+
+types: $(VENV)/.ready-test
+	$(BIN)/mypy
+
+rooms: $(VENV)/.ready-test
+	$(BIN)/lint-imports
+
+unit: $(VENV)/.ready-test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q
+
+clean:
+	rm -rf $(VENV) $(DEMO) build *.egg-info src/*.egg-info

@@ -1,0 +1,126 @@
+"""A bundle on disk: opened with every hash checked."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import msgspec
+
+from trtship.bundle.manifest import Manifest, read_manifest, seal
+from trtship.errors import BundleCorruptError, BundleError
+from trtship.files import sha256_of, whole_file
+from trtship.progress import SILENT, Progress
+from trtship.spec import TensorSpec
+from trtship.verify import Reference, Verdict
+
+MANIFEST = "manifest.json"
+
+
+class Bundle(msgspec.Struct, frozen=True):
+    """An opened bundle: its folder and its manifest. Every file's hash was right when it was opened."""
+
+    folder: Path
+    manifest: Manifest
+
+    @staticmethod
+    def open(folder: Path | str, *, progress: Progress = SILENT) -> Bundle:
+        """Read the manifest and check the SHA-256 of every file it lists.
+
+        Raises BundleError (no bundle), BundleCorruptError (a file is missing or differs), BundleSchemaError.
+        """
+        folder = Path(folder)
+        if not folder.is_dir():
+            why = "it is a file" if folder.exists() else "there is no such folder"
+            raise BundleError(f"{folder} is no bundle", why=why, do="trtship deploy makes one")
+        try:
+            data = (folder / MANIFEST).read_bytes()
+        except FileNotFoundError as error:
+            raise BundleError(
+                f"{folder} is no bundle", why=f"it has no {MANIFEST}", do="trtship deploy makes one"
+            ) from error
+        except OSError as error:
+            raise BundleError(f"{folder} cannot be read", why=error.strerror or str(error)) from error
+        bundle = Bundle(folder, read_manifest(data, where=str(folder / MANIFEST)))
+        with progress.stage("check hashes", folder.name):
+            for name in bundle.manifest.files:
+                bundle._check(name, None)
+        return bundle
+
+    def path(self, name: str) -> Path:
+        """Where a listed file is. Raises BundleCorruptError for a name that leaves the folder, or is not listed."""
+        pure = PurePosixPath(name)
+        if pure.is_absolute() or ".." in pure.parts or name not in self.manifest.files:
+            raise BundleCorruptError(f"{self.folder} names a file that is not its own: {name!r}")
+        return self.folder / pure
+
+    def read(self, name: str) -> bytes:
+        """A file's bytes, hashed again as they are now: what is returned is what was shipped."""
+        try:
+            data = self.path(name).read_bytes()
+        except OSError as error:
+            raise self._broken(name, error.strerror or str(error)) from error
+        self._check(name, data)
+        return data
+
+    def _check(self, name: str, data: bytes | None) -> None:
+        try:
+            digest = sha256_of(self.path(name)) if data is None else hashlib.sha256(data).hexdigest()
+        except OSError as error:
+            raise self._broken(name, error.strerror or str(error)) from error
+        if digest != self.manifest.files[name]:
+            raise self._broken(name, "its SHA-256 is not the manifest's: it was changed or damaged")
+
+    def _broken(self, name: str, why: str) -> BundleCorruptError:
+        return BundleCorruptError(
+            f"{self.folder / name} cannot be trusted",
+            why=why,
+            do="copy the bundle again from where it was made, or deploy the model again",
+        )
+
+    @property
+    def labels(self) -> tuple[str, ...] | None:
+        """One a class, None where the bundle has none."""
+        name = self.manifest.labels
+        return None if name is None else tuple(self.read(name).decode().splitlines())
+
+    def evidence(self, stage: str) -> dict[str, Any]:
+        """The report of a stage: `export`, `simplify`, `precision`, `build`; empty where there is none."""
+        name = f"evidence/{stage}.json"
+        if name not in self.manifest.files:
+            return {}
+        found: dict[str, Any] = json.loads(self.read(name))
+        return found
+
+    def reference(self) -> Reference:
+        """The inputs and eager-PyTorch outputs that the bundle carries."""
+        m = self.manifest
+        return Reference.read(self.folder / "reference", inputs=m.inputs, outputs=m.outputs, sizes=m.reference_sizes)
+
+    def with_verdicts(self, verdicts: tuple[Verdict, ...]) -> Bundle:
+        """Record new verdicts in the manifest on disk. Raises OutputError where it cannot be written."""
+        manifest = msgspec.structs.replace(self.manifest, verdicts=verdicts)
+        write_manifest(self.folder, manifest)
+        return Bundle(self.folder, manifest)
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Seal it and put it in place in one step."""
+    with whole_file(folder / MANIFEST) as draft:
+        draft.write_bytes(seal(manifest))
+
+
+def hash_files(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file below `folder` but the manifest, by its relative path with forward slashes."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    found = {p.relative_to(folder).as_posix(): sha256_of(p) for p in files}
+    found.pop(MANIFEST, None)
+    return found
+
+
+def plan_specs(specs: tuple[TensorSpec, ...], dtypes: Mapping[str, str]) -> tuple[TensorSpec, ...]:
+    """The same tensors with other dtypes, for a plan whose inputs and outputs were asked for in low precision."""
+    return tuple(msgspec.structs.replace(s, dtype=dtypes.get(s.name, s.dtype)) for s in specs)

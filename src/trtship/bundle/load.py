@@ -1,0 +1,131 @@
+"""`trtship.load`: a bundle, ready to be called with pictures or arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import msgspec
+import numpy as np
+
+from trtship.bundle.bundle import Bundle
+from trtship.bundle.runtime import Runtime, open_session
+from trtship.errors import InputError
+from trtship.preprocess import preprocess_images
+from trtship.progress import SILENT, Progress
+from trtship.session.base import Array, Session, is_torch
+from trtship.spec import ShapeRange
+from trtship.verify.reference import batch_letter
+
+Pictures: TypeAlias = Any
+"""A path, a PIL image, or a sequence of them."""
+
+
+class Guess(msgspec.Struct, frozen=True):
+    """One class that a picture may be: its index, its label (the index, where the bundle has no labels) and its
+    probability, the softmax of the logits."""
+
+    index: int
+    label: str
+    probability: float
+
+
+class BundleSession(Session):
+    """A bundle's model, running. Call it with arrays (`[B, C, H, W]`, numpy or torch), or with pictures.
+
+    `runtime` says what runs and why; `bundle` is what was loaded.
+    """
+
+    def __init__(self, bundle: Bundle, session: Session, why: str) -> None:
+        self.bundle, self._session = bundle, session
+        self.inputs, self.outputs, self.ranges = session.inputs, session.outputs, session.ranges
+        self.runtime = f"{session.runtime}: {why}"
+
+    def __call__(self, images: Pictures | Array | Mapping[str, Array]) -> Any:
+        """Arrays in the order and kind they came in: one array for a model of one output, else a dict by name.
+
+        Takes an array for a model of one input, a mapping of arrays for any, or pictures (paths, PIL images, or a
+        sequence of them), which are preprocessed and run in batches that the plan takes. Raises InputError,
+        ImageError.
+        """
+        if isinstance(images, Mapping):
+            return self._unwrap(self.infer(images))
+        if is_torch(images) or isinstance(images, np.ndarray):
+            if len(self.inputs) != 1:
+                names = ", ".join(spec.name for spec in self.inputs)
+                raise InputError("this model has several inputs", why=names, do="pass a dict of arrays by name")
+            return self._unwrap(self.infer({self.inputs[0].name: images}))
+        return self._run_pictures(self.preprocess(images))
+
+    def preprocess(self, images: Pictures) -> Any:
+        """Pictures as the model's input, float32 [B, C, H, W] (the plan's own dtype where that is another)."""
+        spec = self.bundle.manifest.preprocess
+        if spec is None:
+            raise InputError(
+                "this bundle has no preprocessing",
+                why="its source did not tell how pictures become inputs",
+                do="call the session with arrays",
+            )
+        many = images if isinstance(images, Sequence) and not isinstance(images, (str, bytes)) else [images]
+        return preprocess_images(list(many), spec).astype(self.inputs[0].dtype, copy=False)
+
+    def classify(self, images: Pictures, *, top: int = 5) -> list[list[Guess]]:
+        """The `top` likeliest classes of each picture, likeliest first. Raises InputError for a model that is no
+        classifier (its output is not [B, classes])."""
+        logits = self(images)
+        if not isinstance(logits, np.ndarray) or logits.ndim != 2:
+            raise InputError("this model is no classifier", why=f"its outputs are {', '.join(map(str, self.outputs))}")
+        wide = logits.astype(np.float64)
+        odds = np.exp(wide - wide.max(axis=1, keepdims=True))
+        odds /= odds.sum(axis=1, keepdims=True)
+        labels = self.bundle.labels
+        names = [labels[i] if labels and i < len(labels) else str(i) for i in range(odds.shape[1])]
+        order = np.argsort(-odds, axis=1, kind="stable")[:, :top]
+        return [[Guess(int(i), names[i], float(row[i])) for i in best] for row, best in zip(odds, order, strict=True)]
+
+    def _run_pictures(self, array: Any) -> Any:
+        """In chunks of at most the plan's largest batch; a chunk smaller than its smallest is filled up and cut."""
+        letter = batch_letter(self.inputs)
+        fixed = self.inputs[0].shape[0]
+        limits = self.ranges.get(letter) if letter else ShapeRange(min=int(fixed), opt=int(fixed), max=int(fixed))
+        size = limits.max if limits else len(array)
+        parts: list[dict[str, Any]] = []
+        for begin in range(0, len(array), size):
+            chunk = array[begin : begin + size]
+            short = max(0, limits.min - len(chunk)) if limits else 0
+            filled = np.concatenate([chunk, np.repeat(chunk[-1:], short, axis=0)]) if short else chunk
+            found = self.infer({self.inputs[0].name: filled})
+            parts.append({name: value[: len(chunk)] for name, value in found.items()})
+        return self._unwrap({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
+
+    def _unwrap(self, outputs: dict[str, Array]) -> Any:
+        return next(iter(outputs.values())) if len(outputs) == 1 else outputs
+
+    def _run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        return self._session.infer(feeds)
+
+    def _release(self) -> None:
+        self._session.close()
+
+
+def load(
+    bundle: str | Path | Bundle,
+    *,
+    runtime: Runtime = "auto",
+    family: str | None = None,
+    device: int = 0,
+    rebuild: bool = True,
+    progress: Progress = SILENT,
+) -> BundleSession:
+    """Open a bundle on the best runtime of this machine; every hash is checked before anything native reads a byte.
+
+    `runtime` forces `"tensorrt"` or `"onnxruntime"`; `family` one of the TensorRT families; `device` is the GPU's
+    index. A plan that does not fit this GPU or TensorRT is rebuilt from the bundle's ONNX graph into the user's
+    cache, unless `rebuild=False`.
+
+    Raises BundleError (and its subclasses), MachineError (and its subclasses).
+    """
+    opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle, progress=progress)
+    chosen = open_session(opened, runtime=runtime, family=family, device=device, rebuild=rebuild, progress=progress)
+    return BundleSession(opened, chosen.session, chosen.why)

@@ -1,0 +1,115 @@
+"""`manifest.json`: what is in the bundle, how it was made, and every verdict. Strict, versioned, sealed.
+
+The seal is the SHA-256 of the manifest's own canonical JSON with the seal left empty; a file that is not byte for
+byte that canonical JSON is refused, so that no byte of it can change unseen. (A seal is no signature: it shows
+damage, not malice.)
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import msgspec
+
+from trtship.errors import BundleCorruptError, BundleSchemaError
+from trtship.gpu import Gpu
+from trtship.preprocess import Preprocess
+from trtship.spec import Precision, Record, ShapeRange, TensorSpec, to_json
+from trtship.verify import Bound, Verdict
+
+SCHEMA = 1
+"""Raised when an older trtship could not read, or would misread, what a newer one writes."""
+
+
+class SourceInfo(Record, frozen=True):
+    """Where the model came from, in words, and what was said while it was loaded."""
+
+    source: str
+    weights: str
+    notes: tuple[str, ...]
+
+
+class Machine(Record, frozen=True):
+    """Where the bundle was made."""
+
+    platform: str
+    python: str
+    cpus: int
+    gpus: tuple[Gpu, ...]
+
+
+class Manifest(Record, frozen=True):
+    """All of `manifest.json`.
+
+    `graph` is the fp32 ONNX graph, `precision_graph` the strongly typed one that the plan was built from (the same
+    file for fp32 and tf32), `plan` the serialized engine, `labels` a text file with one a line; paths are relative
+    to the bundle. `files` maps every file but the manifest to its SHA-256. `recipe` is everything that the bundle
+    was made from, `bounds` the derived gate on relative L2 for each subject, `max_drop` the gate on top-1, in points.
+    """
+
+    schema: int
+    seal: str
+    name: str
+    created: str
+    versions: dict[str, str]
+    machine: Machine
+    source: SourceInfo
+    precision: Precision
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    plan_inputs: tuple[TensorSpec, ...]
+    plan_outputs: tuple[TensorSpec, ...]
+    ranges: dict[str, ShapeRange]
+    preprocess: Preprocess | None
+    labels: str | None
+    graph: str
+    precision_graph: str
+    plan: str
+    family: str
+    family_version: str
+    reference_sizes: dict[str, int]
+    bounds: dict[str, Bound]
+    max_drop: float
+    verdicts: tuple[Verdict, ...]
+    recipe: dict[str, Any]
+    files: dict[str, str]
+
+
+def seal(manifest: Manifest) -> bytes:
+    """The bytes of `manifest.json`."""
+    digest = hashlib.sha256(to_json(msgspec.structs.replace(manifest, seal=""))).hexdigest()
+    return to_json(msgspec.structs.replace(manifest, seal=digest))
+
+
+def read_manifest(data: bytes, *, where: str) -> Manifest:
+    """Parse and check the seal. Raises BundleSchemaError (newer, or not in the schema), BundleCorruptError."""
+    try:
+        version = msgspec.json.decode(data, type=_Version).schema
+    except msgspec.MsgspecError as error:
+        raise BundleCorruptError(
+            f"{where} is no bundle manifest", why=str(error), do="deploy the model again, or copy the bundle again"
+        ) from error
+    if version > SCHEMA:
+        raise BundleSchemaError(
+            f"{where} was written by a newer trtship",
+            why=f"its schema is {version}, and this trtship reads up to {SCHEMA}",
+            do="pip install --upgrade trtship",
+        )
+    try:
+        manifest = msgspec.json.decode(data, type=Manifest)
+    except msgspec.MsgspecError as error:
+        raise BundleSchemaError(
+            f"{where} does not follow the schema", why=str(error), do="deploy the model again, or copy the bundle again"
+        ) from error
+    if seal(manifest) != data:
+        raise BundleCorruptError(
+            f"{where} was changed after it was written",
+            why="its own SHA-256 does not match",
+            do="copy the bundle again from where it was made, or deploy the model again",
+        )
+    return manifest
+
+
+class _Version(msgspec.Struct):
+    schema: int

@@ -1,0 +1,143 @@
+"""Which runtime a bundle gets on this machine: its plan, a rebuilt plan, or onnxruntime; and why."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from trtship.bundle.bundle import Bundle
+from trtship.cache import Cache
+from trtship.engine import plan_from_onnx
+from trtship.errors import DependencyError, DeviceError, MachineError
+from trtship.family import Family, choose_family, installed_families
+from trtship.gpu import list_gpus
+from trtship.progress import SILENT, Progress
+from trtship.session.base import Session
+from trtship.session.onnxruntime import CUDA, OnnxRuntimeSession
+from trtship.session.tensorrt import TensorRTSession
+
+Runtime = Literal["auto", "tensorrt", "onnxruntime"]
+
+
+class Chosen(msgspec.Struct, frozen=True):
+    """An open session, why it was chosen, and whether it runs the bundle's own plan."""
+
+    session: Session
+    why: str
+    own_plan: bool
+
+
+def open_session(
+    bundle: Bundle,
+    *,
+    runtime: Runtime = "auto",
+    family: str | None = None,
+    device: int = 0,
+    rebuild: bool = True,
+    progress: Progress = SILENT,
+) -> Chosen:
+    """The best session that this machine can run: TensorRT where there is a GPU, else onnxruntime on the fp32 graph.
+
+    Raises MachineError where the asked `runtime` is not possible here.
+    """
+    if runtime == "onnxruntime":
+        return _onnxruntime(bundle, "as asked")
+    if runtime == "tensorrt":
+        return _tensorrt(bundle, family, device, rebuild, progress)
+    if not list_gpus():
+        return _onnxruntime(bundle, "no NVIDIA GPU here")
+    if not installed_families():
+        return _onnxruntime(bundle, "there is an NVIDIA GPU, but no TensorRT: pip install 'trtship[rtx]'")
+    try:
+        return _tensorrt(bundle, family, device, rebuild, progress)
+    except DependencyError as error:
+        return _onnxruntime(bundle, f"{error.what}: {error.why}")
+
+
+def _onnxruntime(bundle: Bundle, why: str) -> Chosen:
+    graph = bundle.path(bundle.manifest.graph)
+    cuda = list_gpus() and _has_cuda()
+    session = OnnxRuntimeSession(graph, providers="auto" if cuda else "cpu")
+    return Chosen(session, why, own_plan=False)
+
+
+def _has_cuda() -> bool:
+    from trtship.needs import need
+
+    return CUDA in need("onnxruntime", purpose="running an ONNX graph").get_available_providers()
+
+
+def _tensorrt(bundle: Bundle, wanted: str | None, device: int, rebuild: bool, progress: Progress) -> Chosen:
+    manifest = bundle.manifest
+    present = installed_families()
+    if not list_gpus():
+        raise DeviceError(
+            "no NVIDIA GPU here", why="a plan runs on a GPU only", do='use runtime="onnxruntime", or another machine'
+        )
+    name = wanted or (manifest.family if manifest.family in present else None)
+    family, _ = choose_family(name)
+    misfit = ""
+    if (family.name, family.version) != (manifest.family, manifest.family_version):
+        misfit = f"it was built with {manifest.family} {manifest.family_version}, and here is {family}"
+    else:
+        try:
+            data = bundle.read(manifest.plan)
+            return Chosen(_session(bundle, data, family, device, progress), "the bundle's own plan", own_plan=True)
+        except DeviceError as error:
+            misfit = f"{family} could not load it here: {error.why}"
+    if not rebuild:
+        raise DeviceError(
+            f"the plan in {bundle.folder} does not fit this machine",
+            why=misfit,
+            do="allow a rebuild (rebuild=True), or deploy on this machine",
+        )
+    data = _rebuilt(bundle, family, misfit, progress)
+    return Chosen(
+        _session(bundle, data, family, device, progress), f"a plan rebuilt here, since {misfit}", own_plan=False
+    )
+
+
+def _session(bundle: Bundle, plan: bytes, family: Family, device: int, progress: Progress) -> Session:
+    m = bundle.manifest
+    with progress.stage("load the plan", "TensorRT for RTX compiles its kernels now" if family.is_rtx else ""):
+        return TensorRTSession(plan, family, device=device, inputs=m.plan_inputs, outputs=m.plan_outputs)
+
+
+def _rebuilt(bundle: Bundle, family: Family, why: str, progress: Progress) -> bytes:
+    """A plan for this machine from the bundle's ONNX graph, kept in the user's cache."""
+    m = bundle.manifest
+    gpu = list_gpus()[0]
+    graph_files = {name: digest for name, digest in m.files.items() if name.startswith(m.precision_graph)}
+    inputs = {
+        "graph": graph_files,
+        "family": str(family),
+        "gpu": [gpu.name, gpu.compute_capability, gpu.driver],
+        "ranges": {letter: str(r) for letter, r in m.ranges.items()},
+        "precision": m.precision.value,
+    }
+
+    def make(folder: Path) -> None:
+        progress.note(f"the plan does not fit this machine: {why}; building one from {m.precision_graph}")
+        with progress.stage("rebuild the plan", f"with {family}"):
+            plan = plan_from_onnx(
+                bundle.path(m.precision_graph),
+                family=family,
+                inputs=m.plan_inputs,
+                ranges=m.ranges,
+                precision=m.precision,
+                progress=progress,
+            )
+        (folder / "model.plan").write_bytes(plan.data)
+        (folder / "build.log").write_text(plan.log)
+
+    try:
+        entry = Cache().stage("rebuild", inputs, make, subject=str(bundle.folder.absolute()))
+    except MachineError as error:
+        raise DeviceError(
+            f"the plan in {bundle.folder} does not fit this machine, and could not be rebuilt",
+            why=f"{why}; {error.what}: {error.why}",
+            do=error.do,
+        ) from error
+    return entry.read("model.plan")

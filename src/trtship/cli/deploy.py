@@ -1,0 +1,75 @@
+"""`trtship deploy`: the main job."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from trtship.cli.options import add_build, add_export, add_output, add_source
+
+if TYPE_CHECKING:
+    from trtship.cli.console import Console
+
+HELP = "make a verified TensorRT bundle from a PyTorch model"
+EXAMPLE = (
+    "trtship deploy timm/swin_tiny_patch4_window7_224 --checkpoint swin.safetensors --precision fp16 \\\n"
+    "      --batch 1:8:32 --eval val/ --labels imagenet.txt -o swin.trtship"
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_source(parser)
+    add_export(parser)
+    add_build(parser)
+    parser.add_argument("--eval", metavar="DIR", help="labelled pictures, one folder a class: measure top-1 on them")
+    parser.add_argument("--labels", metavar="FILE", help="the classes' names, one a line")
+    parser.add_argument(
+        "--max-drop", type=float, default=0.5, metavar="POINTS", help="of top-1 that --eval may lose (default: 0.5)"
+    )
+    parser.add_argument("--why", action="store_true", help="tell of each stage what changed since its last run")
+    add_output(parser, "the bundle")
+
+
+def run(arguments: argparse.Namespace, console: Console) -> int:
+    """0 when the bundle is there and no gate failed."""
+    from trtship.cli.options import source_options
+    from trtship.deployment import DeployOptions, run_deploy
+
+    result = run_deploy(
+        DeployOptions.parse(
+            source_options(arguments),
+            precision=arguments.precision,
+            batch=arguments.batch,
+            sizes=arguments.size,
+            io_dtype=arguments.io_dtype,
+            opset=arguments.opset,
+            exporter=arguments.exporter,
+            family=arguments.family,
+            targets=arguments.target,
+            eval_dir=arguments.eval,
+            labels=arguments.labels,
+            max_drop=arguments.max_drop,
+        ),
+        arguments.output,
+        force=arguments.force,
+        progress=console.progress,
+    )
+    console.result(result)
+    if console.json:
+        return 0
+    from trtship.cli.tables import table, verdict_table
+
+    if arguments.why:
+        rows = [
+            (s.name, "remembered" if s.cached else "ran", f"{s.seconds:.1f}", "; ".join(s.changed) or "nothing")
+            for s in result.stages
+        ]
+        console.print(table(("stage", "", "seconds", "changed since its last run"), rows))
+        if result.changed:
+            console.print("changed since the bundle that stood there: " + "; ".join(result.changed))
+    console.print(verdict_table(result.verdicts))
+    if result.up_to_date:
+        console.print(f"up to date, nothing was done: {result.bundle}")
+    else:
+        console.print(f"bundle: {result.bundle}  ({result.seconds:.1f} s)")
+    return 0

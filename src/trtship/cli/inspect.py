@@ -1,0 +1,67 @@
+"""`trtship inspect`: what is in a bundle, how it was made, every verdict."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from trtship.bundle import Bundle
+    from trtship.cli.console import Console
+
+HELP = "show what is in a bundle, how it was made, and every verdict"
+EXAMPLE = "trtship inspect swin.trtship"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", metavar="BUNDLE")
+
+
+def run(arguments: argparse.Namespace, console: Console) -> int:
+    from trtship.bundle import Bundle
+
+    bundle = Bundle.open(arguments.bundle, progress=console.progress)
+    stages = ("export", "simplify", "precision", "build")
+    console.result({"manifest": bundle.manifest, "evidence": {stage: bundle.evidence(stage) for stage in stages}})
+    if not console.json:
+        _show(bundle, console)
+    return 0
+
+
+def _show(bundle: Bundle, console: Console) -> None:
+    from trtship.cli.tables import table, verdict_table
+    from trtship.spec import to_json
+
+    m = bundle.manifest
+    export, simplify, precision, build = (bundle.evidence(s) for s in ("export", "simplify", "precision", "build"))
+    gpus = ", ".join(g.name for g in m.machine.gpus) or "no GPU"
+    targets = ", ".join(build.get("targets", ())) or "all that the family supports"
+    classes = bundle.labels
+    rows = [
+        ("name", m.name),
+        ("made", f"{m.created} on {m.machine.platform}, {gpus}"),
+        ("source", f"{m.source.source}, weights: {m.source.weights}"),
+        *[("", note) for note in m.source.notes],
+        ("inputs", "; ".join(map(str, m.plan_inputs))),
+        ("outputs", "; ".join(map(str, m.plan_outputs))),
+        ("sizes", ", ".join(f"{letter} = {r}" for letter, r in m.ranges.items()) or "fixed"),
+        ("labels", f"{len(classes)}: {', '.join(classes[:5])}, ..." if classes else "none"),
+        ("preprocessing", to_json(m.preprocess, indent=-1).decode().strip() if m.preprocess else "none"),
+        ("export", f"{export['export']['exporter']}, opset {export['export']['opset']}"),
+        *([("", f"fell back: {export['export']['fell_back']}")] if export["export"]["fell_back"] else []),
+        (
+            "simplify",
+            f"kept the {simplify['kept']} graph, {simplify['nodes_before']} -> {simplify['nodes_after']} nodes",
+        ),
+        *([("", simplify["why"])] if simplify["why"] else []),
+        ("precision", f"{m.precision.value}; nodes kept in fp32: {sum(precision['kept'].values())}"),
+        (
+            "plan",
+            f"{m.family} {m.family_version}, {build['plan_mib']} MiB, for {targets}, built in {build['seconds']} s",
+        ),
+        ("versions", ", ".join(f"{name} {version}" for name, version in m.versions.items())),
+    ]
+    console.print(table(("", ""), rows))
+    sizes = {name: (bundle.folder / name).stat().st_size / 2**20 for name in m.files}
+    console.print(table(("file", "MiB", "SHA-256"), [(n, f"{sizes[n]:.2f}", d[:16]) for n, d in m.files.items()]))
+    console.print(verdict_table(m.verdicts))

@@ -1,0 +1,102 @@
+"""Options that several verbs share."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from trtship.errors import SpecError
+
+if TYPE_CHECKING:
+    from trtship.sources import SourceOptions
+
+SOURCES = "timm/NAME, torchvision/NAME, transformers/PATH_OR_NAME, path/to/file.py:factory, or model.onnx"
+
+
+def add_source(parser: argparse.ArgumentParser) -> None:
+    """The source, its weights and its inputs."""
+    parser.add_argument("source", metavar="SOURCE", help=SOURCES)
+    weights = parser.add_argument_group("weights (one of them; a file.py:factory and an .onnx file need none)")
+    weights.add_argument("--checkpoint", metavar="FILE", help=".safetensors, or a .pth, .pt or .bin state dict")
+    weights.add_argument("--pretrained", action="store_true", help="ask the source's own hub for its weights")
+    weights.add_argument("--random-weights", action="store_true", help="random weights, to try things out")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the random weights (default: 0)")
+    parser.add_argument(
+        "--model-arg",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="an argument for the source's model constructor, such as num_classes=10; may be repeated",
+    )
+    parser.add_argument(
+        "--input",
+        action="append",
+        default=[],
+        metavar="NAME=Bx3x80x80[:DTYPE]",
+        help="an input that the source does not tell; a letter is a dynamic size; may be repeated",
+    )
+
+
+def source_options(arguments: argparse.Namespace) -> SourceOptions:
+    """What `add_source` added, parsed. Raises SpecError."""
+    from trtship.sources import SourceOptions, parse_model_arg
+    from trtship.spec import TensorSpec
+
+    return SourceOptions(
+        source=arguments.source,
+        checkpoint=arguments.checkpoint,
+        pretrained=arguments.pretrained,
+        random_weights=arguments.random_weights,
+        seed=arguments.seed,
+        model_args=tuple(parse_model_arg(text) for text in arguments.model_arg),
+        inputs=tuple(TensorSpec.parse(text) for text in arguments.input),
+    )
+
+
+def add_export(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--opset", type=int, metavar="N", help="ONNX opset, 17 to 23 (default: 20)")
+    parser.add_argument(
+        "--exporter",
+        metavar="NAME",
+        help="dynamo or torchscript (default: dynamo, and torchscript where that fails)",
+    )
+
+
+def add_build(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--precision", default="fp16", metavar="NAME", help="fp32 (TF32 off), tf32, fp16 or bf16 (default: fp16)"
+    )
+    parser.add_argument(
+        "--batch", metavar="MIN:OPT:MAX", help="batch sizes of the plan, or one fixed size (default: 1:8:32)"
+    )
+    parser.add_argument(
+        "--size",
+        action="append",
+        default=[],
+        metavar="L=MIN:OPT:MAX",
+        help="the range of another dynamic size of the inputs; may be repeated",
+    )
+    parser.add_argument(
+        "--io-dtype", default="float32", metavar="DTYPE", help="of the plan's floating inputs and outputs"
+    )
+    parser.add_argument("--family", metavar="NAME", help="tensorrt or tensorrt_rtx (default: what is installed)")
+    parser.add_argument(
+        "--target",
+        action="append",
+        default=[],
+        metavar="CC",
+        help="tensorrt_rtx: a compute capability to build for, such as 8.9, or 'current'; may be repeated "
+        "(default: all that it supports)",
+    )
+
+
+def add_output(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument("-o", "--output", required=True, metavar="PATH", help=f"where {what} goes")
+    parser.add_argument("--force", action="store_true", help="replace what is there")
+
+
+def positive(text: str, option: str) -> int:
+    """A whole number of at least 1. Raises SpecError."""
+    if not text.isdecimal() or int(text) < 1:
+        raise SpecError(f"{option} {text!r} is no number of things", why="it takes a whole number, 1 or more")
+    return int(text)

@@ -1,0 +1,43 @@
+"""`trtship verify`: every check that this machine can run on a bundle."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from trtship.cli.console import Console
+
+HELP = "check a bundle's graphs and plan against the original's outputs, and record the verdicts in it"
+EXAMPLE = "trtship verify swin.trtship --eval val/"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", metavar="BUNDLE")
+    parser.add_argument("--eval", metavar="DIR", help="the labelled pictures that the bundle was made with")
+    parser.add_argument("--family", metavar="NAME", help="tensorrt or tensorrt_rtx (default: the bundle's)")
+    parser.add_argument("--device", type=int, default=0, metavar="N", help="the GPU (default: 0)")
+    parser.add_argument("--no-record", action="store_true", help="leave the bundle's manifest as it is")
+
+
+def run(arguments: argparse.Namespace, console: Console) -> int:
+    """0 when no gate failed, else 1; what could not run here is shown, and does not fail."""
+    from trtship.bundle import verify_bundle
+
+    verdicts = verify_bundle(
+        arguments.bundle,
+        eval_dir=arguments.eval,
+        family=arguments.family,
+        device=arguments.device,
+        record=not arguments.no_record,
+        progress=console.progress,
+    )
+    failed = sum(v.state == "failed" for v in verdicts)
+    console.result({"bundle": arguments.bundle, "failed": failed, "verdicts": verdicts})
+    if not console.json:
+        from trtship.cli.tables import verdict_table
+
+        console.print(verdict_table(verdicts))
+        states = [v.state for v in verdicts]
+        console.print(", ".join(f"{states.count(s)} {s}" for s in ("passed", "failed", "not run") if s in states))
+    return 1 if failed else 0

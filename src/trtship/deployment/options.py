@@ -1,0 +1,137 @@
+"""Everything that a deploy depends on: what was asked for, and the recipe that it makes on this machine."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from trtship import __version__
+from trtship.errors import OutputError, SpecError
+from trtship.files import sha256_of
+from trtship.gpu import list_gpus
+from trtship.pictures import list_image_folder
+from trtship.sources import SourceOptions
+from trtship.spec import Precision, Record, ShapeRange, parse_sizes
+
+PACKAGES = ("torch", "onnx", "onnxscript", "onnx-ir", "onnxsim", "onnxruntime", "numpy", "pillow")
+
+
+class DeployOptions(Record, frozen=True):
+    """What `deploy` was asked to do.
+
+    `batch` is None for the default (1:8:32, or the model's own where that is fixed); `sizes` are the ranges of the
+    other letters; `io_dtype` is the type of the plan's floating inputs and outputs; `max_drop` is in points of top-1.
+    """
+
+    source: SourceOptions
+    precision: Precision = Precision.FP16
+    batch: ShapeRange | None = None
+    sizes: dict[str, ShapeRange] = msgspec.field(default_factory=dict)
+    io_dtype: str = "float32"
+    opset: int | None = None
+    exporter: str | None = None
+    family: str | None = None
+    targets: tuple[str, ...] = ()
+    eval_dir: str | None = None
+    labels: str | None = None
+    max_drop: float = 0.5
+
+    @staticmethod
+    def parse(
+        source: SourceOptions,
+        *,
+        precision: str,
+        batch: str | None,
+        sizes: Sequence[str],
+        targets: Sequence[str],
+        eval_dir: str | Path | None,
+        labels: str | Path | None,
+        **others: Any,
+    ) -> DeployOptions:
+        """From what was typed. Raises SpecError."""
+        return DeployOptions(
+            source=source,
+            precision=Precision.parse(precision),
+            batch=None if batch is None else ShapeRange.parse(batch),
+            sizes=parse_sizes(sizes),
+            targets=tuple(targets),
+            eval_dir=None if eval_dir is None else str(eval_dir),
+            labels=None if labels is None else str(labels),
+            **others,
+        )
+
+    def check(self) -> None:
+        """Raises SpecError for values that cannot go together, ImageError or OutputError for files missing."""
+        if self.io_dtype not in ("float32", self.precision.graph_dtype):
+            raise SpecError(
+                f"--io-dtype {self.io_dtype} does not go with --precision {self.precision.value}",
+                why=f"it takes float32 or {self.precision.graph_dtype}",
+            )
+        if self.io_dtype == "bfloat16":
+            raise SpecError("--io-dtype bfloat16 is not supported", why="numpy has no such type", do="leave it away")
+        if not 0 <= self.max_drop <= 100:
+            raise SpecError(f"--max-drop {self.max_drop} is no number of points", why="it takes 0 to 100")
+        if self.eval_dir is not None:
+            list_image_folder(self.eval_dir)
+        if self.labels is not None:
+            read_labels(Path(self.labels))
+
+
+def read_labels(path: Path) -> tuple[str, ...]:
+    """A text file, one label a line. Raises SpecError."""
+    try:
+        labels = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise SpecError(f"cannot read the labels in {path}", why=str(why), do="name a text file, one a line") from error
+    if not labels or not all(labels):
+        raise SpecError(f"{path} holds no labels", why="it is empty, or has empty lines", do="one label a line")
+    return labels
+
+
+def recipe_of(options: DeployOptions, *, model: dict[str, str], family: str) -> dict[str, Any]:
+    """All that the bundle's content follows from, as plain JSON values: the same recipe, the same bundle."""
+    gpus = list_gpus()
+    return {
+        "model": model,
+        "export": {"opset": options.opset, "exporter": options.exporter},
+        "precision": options.precision.value,
+        "io_dtype": options.io_dtype,
+        "batch": None if options.batch is None else str(options.batch),
+        "sizes": {letter: str(r) for letter, r in sorted(options.sizes.items())},
+        "family": family,
+        "targets": list(options.targets),
+        "gpu": [gpus[0].name, gpus[0].compute_capability, gpus[0].driver] if gpus else None,
+        "labels": None if options.labels is None else sha256_of(Path(options.labels)),
+        "eval": None if options.eval_dir is None else digest_of_pictures(Path(options.eval_dir)),
+        "max_drop": options.max_drop,
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """The installed versions of all that takes part, read without importing any of it."""
+    found = {"trtship": __version__}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def digest_of_pictures(folder: Path) -> str:
+    """SHA-256 over the names and contents of a picture folder."""
+    classes, pictures = list_image_folder(folder)
+    whole = hashlib.sha256()
+    try:
+        for path, target in pictures:
+            whole.update(f"{classes[target]}/{path.name} {sha256_of(path)}\n".encode())
+    except OSError as error:
+        raise OutputError(f"cannot read {error.filename}", why=error.strerror or str(error)) from error
+    return whole.hexdigest()

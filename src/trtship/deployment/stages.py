@@ -1,0 +1,281 @@
+"""The stages of a deploy: each makes files in a folder from what came before, and is remembered by all its inputs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trtship.bundle.verify import Originals
+from trtship.cache import Cache, Entry
+from trtship.deployment.options import DeployOptions, read_labels
+from trtship.engine import plan_from_onnx
+from trtship.errors import SpecError
+from trtship.export import ExportReport, graph_from_source
+from trtship.family import Family
+from trtship.files import sha256_of
+from trtship.graphs import load_graph, rounding_bound
+from trtship.passes import simplify, to_precision
+from trtship.preprocess import Preprocess, preprocess_images
+from trtship.progress import Progress
+from trtship.session.base import Session
+from trtship.session.onnxruntime import OnnxRuntimeSession
+from trtship.session.torch import TorchSession
+from trtship.sources import LoadedGraph, LoadedModel, Source
+from trtship.spec import DEFAULT_BATCH, Precision, Record, ShapeRange, TensorSpec, from_json, to_json
+from trtship.verify import Bound, Verdict
+from trtship.verify.evaluate import predictions
+from trtship.verify.folder import labelled_pictures
+from trtship.verify.reference import ROWS, batch_letter, make_reference
+
+GRAPH, PLAN, REPORT = "model.onnx", "model.plan", "report.json"
+
+
+class StageResult(Record, frozen=True):
+    """How a stage went: whether it was remembered, its seconds, and what differs from its last run."""
+
+    name: str
+    cached: bool
+    seconds: float
+    changed: tuple[str, ...]
+
+
+class ModelReport(Record, frozen=True):
+    """The export stage's `report.json`."""
+
+    export: ExportReport
+    inputs: tuple[TensorSpec, ...]
+    preprocess: Preprocess | None
+    labels: tuple[str, ...] | None
+    notes: tuple[str, ...]
+
+
+class Stages:
+    """Runs the stages for one deploy. The model is loaded at the first stage that needs it, and only then."""
+
+    def __init__(
+        self,
+        source: Source,
+        options: DeployOptions,
+        *,
+        cache: Cache,
+        subject: str,
+        family: Family,
+        progress: Progress,
+    ) -> None:
+        self.source, self.options, self.family, self.progress = source, options, family, progress
+        self._cache, self._subject = cache, subject
+        self.results: list[StageResult] = []
+        self.recipe: dict[str, Any] = {}
+
+    @cached_property
+    def model(self) -> LoadedModel | LoadedGraph:
+        """The source, loaded."""
+        with self.progress.stage("load the model", self.options.source.source):
+            return self.source.load(self.options.source, self.progress)
+
+    def run(self, name: str, inputs: Mapping[str, Any], make: Callable[[Path], None]) -> Entry:
+        """One stage, from the cache where its inputs are known."""
+        begun = time.monotonic()
+        entry = self._cache.stage(name, inputs, make, subject=self._subject)
+        self.results.append(
+            StageResult(name=name, cached=entry.hit, seconds=round(time.monotonic() - begun, 2), changed=entry.changed)
+        )
+        return entry
+
+    def export(self) -> tuple[Entry, ModelReport]:
+        """Source -> fp32 ONNX graph, checked against PyTorch."""
+        ranges = self.options.sizes
+
+        def make(folder: Path) -> None:
+            model = self.model
+            report = graph_from_source(
+                model,
+                folder / GRAPH,
+                ranges=ranges,
+                opset=self.options.opset,
+                exporter=self.options.exporter,
+                progress=self.progress,
+            )
+            torch_model = model if isinstance(model, LoadedModel) else None
+            found = ModelReport(
+                export=report,
+                inputs=model.inputs,
+                preprocess=torch_model.preprocess if torch_model else None,
+                labels=torch_model.labels if torch_model else None,
+                notes=model.notes,
+            )
+            (folder / REPORT).write_bytes(to_json(found))
+
+        entry = self.run("export", self._part("model", "export", "sizes", "versions"), make)
+        return entry, from_json(entry.read(REPORT), ModelReport, what="the export stage's report")
+
+    def original(self, model: ModelReport, ranges: Mapping[str, ShapeRange]) -> Entry:
+        """What the original says: the reference rows, and its classes for the evaluation pictures."""
+
+        def make(folder: Path) -> None:
+            with self._original_session(model) as session, self.progress.stage("run the original", session.runtime):
+                pictures = self._first_pictures(model)
+                letter = batch_letter(model.inputs)
+                sizes = {name: r.opt for name, r in ranges.items() if name != letter}
+                make_reference(session, sizes=sizes, pictures=pictures).save(folder / "reference")
+                if self.options.eval_dir is not None:
+                    (folder / "originals.json").write_bytes(to_json(self._originals(session, model, ranges)))
+
+        return self.run("original", {**self._part("model", "sizes", "eval", "labels", "versions")}, make)
+
+    def _original_session(self, model: ModelReport) -> Session:
+        loaded = self.model
+        if isinstance(loaded, LoadedGraph):
+            return OnnxRuntimeSession(loaded.path)
+        return TorchSession(loaded.module, inputs=model.inputs, outputs=model.export.outputs)
+
+    def _first_pictures(self, model: ModelReport) -> Any:
+        """A few evaluation pictures, spread over the folder, preprocessed; None without a folder."""
+        if self.options.eval_dir is None or model.preprocess is None:
+            return None
+        pictures = self._pictures(model)
+        some = [pictures[i].path for i in np.linspace(0, len(pictures) - 1, ROWS // 2 + 1).astype(int)]
+        return preprocess_images(some, model.preprocess)
+
+    def _pictures(self, model: ModelReport) -> Any:
+        last = model.export.outputs[0].shape[-1]
+        return labelled_pictures(
+            Path(self.options.eval_dir or ""),
+            labels=self.labels(model),
+            classes=last if isinstance(last, int) else None,
+        )
+
+    def _originals(self, session: Session, model: ModelReport, ranges: Mapping[str, ShapeRange]) -> Originals:
+        if model.preprocess is None:
+            raise SpecError(
+                "--eval needs a source that tells its preprocessing",
+                why=f"{self.options.source.source} does not",
+                do="leave --eval away",
+            )
+        pictures = self._pictures(model)
+        letter = batch_letter(model.inputs)
+        size = ranges[letter].opt if letter else int(model.inputs[0].shape[0])
+        found = predictions(
+            session, pictures, model.preprocess, batch=size, fixed=letter is None, progress=self.progress
+        )
+        return Originals(
+            runtime=session.runtime,
+            predictions={sha256_of(p.path): int(c) for p, c in zip(pictures, found, strict=True)},
+        )
+
+    def labels(self, model: ModelReport) -> tuple[str, ...] | None:
+        """The user's, else the source's. Raises SpecError where their number is not the model's classes'."""
+        if self.options.labels is None:
+            return model.labels
+        labels, classes = read_labels(Path(self.options.labels)), model.export.outputs[0].shape[-1]
+        if isinstance(classes, int) and len(labels) != classes:
+            raise SpecError(
+                f"{self.options.labels} has {len(labels)} labels, and the model {classes} classes",
+                why="each class needs one label, in the model's order",
+                do="use the file that belongs to this model",
+            )
+        return labels
+
+    def simplify(self, graph: Entry) -> Entry:
+        """fp32 graph -> simpler fp32 graph, or the same where a check fails."""
+
+        def make(folder: Path) -> None:
+            with self.progress.stage("simplify", "with onnxsim"):
+                report = simplify(graph.folder / GRAPH, folder / GRAPH, progress=self.progress)
+            (folder / REPORT).write_bytes(to_json(report))
+
+        return self.run("simplify", {"graph": _graph_digests(graph), **self._part("versions")}, make)
+
+    def precision(self, graph: Entry) -> tuple[Entry, dict[str, Bound]]:
+        """fp32 graph -> strongly typed graph of the wanted precision, and the bounds that rounding gives both."""
+        precision = self.options.precision
+
+        def make(folder: Path) -> None:
+            with self.progress.stage("set the precision", precision.value):
+                report = to_precision(graph.folder / GRAPH, folder / GRAPH, precision, io_dtype=self.options.io_dtype)
+            (folder / REPORT).write_bytes(to_json(report))
+            exact = rounding_bound(load_graph(graph.folder / GRAPH), Precision.FP32)
+            rounded = rounding_bound(load_graph(folder / GRAPH), precision)
+            found = {
+                "graph fp32": _two(exact.bound, exact.bound, exact.derivation),
+                f"graph {precision.value}": _two(rounded.bound, exact.bound, rounded.derivation),
+            }
+            found["plan"] = found[f"graph {precision.value}"]
+            (folder / "bounds.json").write_bytes(to_json(found))
+
+        inputs = {"graph": _graph_digests(graph), **self._part("precision", "io_dtype", "versions")}
+        entry = self.run("precision", inputs, make)
+        return entry, from_json(entry.read("bounds.json"), dict[str, Bound], what="bounds.json")
+
+    def build(self, graph: Entry, inputs: tuple[TensorSpec, ...], ranges: Mapping[str, ShapeRange]) -> Entry:
+        """Strongly typed graph -> plan."""
+
+        def make(folder: Path) -> None:
+            with self.progress.stage("build the plan", f"with {self.family}"):
+                plan = plan_from_onnx(
+                    graph.folder / GRAPH,
+                    family=self.family,
+                    inputs=inputs,
+                    ranges=ranges,
+                    precision=self.options.precision,
+                    targets=self.options.targets,
+                    progress=self.progress,
+                )
+            (folder / PLAN).write_bytes(plan.data)
+            (folder / "build.log").write_text(plan.log)
+            (folder / REPORT).write_bytes(to_json(plan.report))
+
+        key = {
+            "graph": _graph_digests(graph),
+            "ranges": {letter: str(r) for letter, r in ranges.items()},
+            "tf32": self.options.precision is Precision.TF32,
+            **self._part("family", "targets", "gpu"),
+        }
+        return self.run("build", key, make)
+
+    def verify(self, key: Mapping[str, Any], check: Callable[[], tuple[Verdict, ...]]) -> tuple[Verdict, ...]:
+        """The verdicts of this machine."""
+
+        def make(folder: Path) -> None:
+            (folder / REPORT).write_bytes(to_json(check()))
+
+        entry = self.run("verify", {**key, **self._part("family", "gpu", "eval", "max_drop", "versions")}, make)
+        return from_json(entry.read(REPORT), tuple[Verdict, ...], what="the verify stage's report")
+
+    def ranges(self, inputs: tuple[TensorSpec, ...]) -> dict[str, ShapeRange]:
+        """A range for every letter. Raises SpecError for one missing, and for --batch on a fixed batch."""
+        letter, batch = batch_letter(inputs), self.options.batch
+        if letter is None and batch is not None and str(batch) != str(inputs[0].shape[0]):
+            raise SpecError(
+                f"--batch {batch} does not fit the model",
+                why=f"its input {inputs[0]} has a fixed batch",
+                do="leave --batch away, or make the model's batch dynamic",
+            )
+        given = {**self.options.sizes, **({letter: batch or DEFAULT_BATCH} if letter else {})}
+        wanted = {name for spec in inputs for name in spec.letters}
+        for name in sorted(given.keys() - wanted):
+            raise SpecError(f"--size {name}: no input has a dynamic size {name}", why=", ".join(map(str, inputs)))
+        for name in sorted(wanted - given.keys()):
+            raise SpecError(
+                f"no range for the dynamic size {name}",
+                why=f"the inputs are {', '.join(map(str, inputs))}",
+                do=f"add --size {name}=MIN:OPT:MAX",
+            )
+        return {name: given[name] for name in sorted(wanted)}
+
+    def _part(self, *names: str) -> dict[str, Any]:
+        return {name: self.recipe[name] for name in names}
+
+
+def _graph_digests(entry: Entry) -> dict[str, str]:
+    return {name: digest for name, digest in entry.files.items() if name.startswith(GRAPH)}
+
+
+def _two(subject: float, original: float, derivation: str) -> Bound:
+    """Both the subject and the original round: their bounds add up."""
+    return Bound(value=subject + original, source=f"{derivation}; plus that of the fp32 original")

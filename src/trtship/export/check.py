@@ -1,0 +1,105 @@
+"""Is the exported graph the model, at the traced batch and at others?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from trtship.errors import ExportMismatchError, GraphError
+from trtship.graphs import load_graph, rounding_bound
+from trtship.measure import Measure, measure, random_inputs
+from trtship.session.onnxruntime import OnnxRuntimeSession
+from trtship.session.torch import TorchSession
+from trtship.spec import Precision, ShapeRange, TensorSpec
+
+
+class Checked(msgspec.Struct, frozen=True):
+    """What the check found: a measure for every output and set of sizes, and the specs of the outputs."""
+
+    measures: tuple[Measure, ...]
+    outputs: tuple[TensorSpec, ...]
+    bound: float
+    bound_from: str
+
+
+def check_export(
+    module: Any,
+    graph: Path,
+    *,
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[str],
+    traced: Mapping[str, int],
+    ranges: Mapping[str, ShapeRange],
+) -> Checked:
+    """Compare onnxruntime on `graph` with eager PyTorch in fp32, on random inputs, at `sizes_around(traced)`.
+
+    The bound is what rounding in fp32 explains for this graph (`trtship.rounding`); both sides round, so it counts
+    twice. Raises ExportMismatchError, or GraphError where the graph cannot even be loaded.
+    """
+    derived = rounding_bound(load_graph(graph), Precision.FP32)
+    bound = 2 * derived.bound
+    measures: list[Measure] = []
+    with OnnxRuntimeSession(graph) as session:
+        specs = tuple(TensorSpec(name=s.name, shape=s.shape, dtype=s.dtype) for s in session.outputs)
+        _check_names(session, inputs, outputs, graph)
+        eager = TorchSession(module, inputs=inputs, outputs=specs)
+        for index, sizes in enumerate(sizes_around(traced, ranges)):
+            feeds = random_inputs(inputs, sizes, seed=100 + index)
+            expected = eager.infer(feeds)
+            try:
+                found = session.infer(feeds)
+            except Exception as error:
+                raise _mismatch(sizes, traced, f"onnxruntime refused it: {error}") from error
+            for name in outputs:
+                result = measure(expected[name], found[name], output=name, sizes=sizes)
+                measures.append(result)
+                if not result.finite:
+                    raise _mismatch(sizes, traced, f"{name} has NaN or Inf")
+                if result.rel_l2 is None or result.rel_l2 > bound:
+                    raise _mismatch(
+                        sizes, traced, f"{name} is off by {result.rel_l2:.2g} (relative L2), over {bound:.2g}"
+                    )
+    return Checked(tuple(measures), specs, bound, f"twice the bound of {derived.derivation}")
+
+
+def sizes_around(traced: Mapping[str, int], ranges: Mapping[str, ShapeRange]) -> tuple[dict[str, int], ...]:
+    """The traced sizes, then those with the batch (the first letter) at 1 and at one more, then each other letter at
+    the ends of its range. Without letters, only the one set."""
+    found = [dict(traced)]
+    for position, (letter, size) in enumerate(traced.items()):
+        if position == 0:
+            others = [1, size + 1]
+        else:
+            others = [n for n in (ranges[letter].min, ranges[letter].max) if n != size] if letter in ranges else []
+        found += [{**traced, letter: n} for n in others]
+    return tuple(found)
+
+
+def _mismatch(sizes: Mapping[str, int], traced: Mapping[str, int], why: str) -> ExportMismatchError:
+    where = ", ".join(f"{letter}={n}" for letter, n in sizes.items()) or "its only shape"
+    tail = (
+        ""
+        if dict(sizes) == dict(traced)
+        else ", while it was traced at " + ", ".join(f"{letter}={n}" for letter, n in traced.items())
+    )
+    return ExportMismatchError(
+        f"the exported graph is not the model: it differs from PyTorch at {where}{tail}",
+        why=why,
+        do="look for a batch size that becomes a Python int in the model (int(x.shape[0] / n)), and use -1 there",
+    )
+
+
+def _check_names(
+    session: OnnxRuntimeSession, inputs: Sequence[TensorSpec], outputs: Sequence[str], graph: Path
+) -> None:
+    found = [s.name for s in session.inputs], [s.name for s in session.outputs]
+    wanted = [s.name for s in inputs], list(outputs)
+    if sorted(found[0]) != sorted(wanted[0]) or found[1] != wanted[1]:
+        raise GraphError(
+            f"the exported graph {graph.name} has other inputs or outputs than the model",
+            why=f"inputs {found[0]} and outputs {found[1]}, expected {wanted[0]} and {wanted[1]}",
+            do="an input that the model does not use is dropped by the exporter: leave it out of --input",
+        )

@@ -1,0 +1,90 @@
+"""An ONNX graph that somebody brings: its dynamic sizes named as trtship names them, and its batch put to the test."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trtship.errors import ExportMismatchError, TrtshipError
+from trtship.export.check import sizes_around
+from trtship.export.onnx import ExportReport, traced_sizes
+from trtship.graphs import load_graph, rounding_bound, save_graph
+from trtship.measure import Measure, measure, random_inputs
+from trtship.session.onnxruntime import OnnxRuntimeSession
+from trtship.sources import LoadedGraph
+from trtship.spec import Precision, ShapeRange, TensorSpec
+
+
+def adopt_graph(loaded: LoadedGraph, target: Path, *, ranges: Mapping[str, ShapeRange]) -> ExportReport:
+    """Write the graph to `target` with the letters of `loaded.inputs` as its dynamic sizes.
+
+    There is no PyTorch to ask, so its batch is held against itself: a row must come out the same alone and among
+    others. Raises ExportMismatchError where it does not.
+    """
+    model = load_graph(loaded.path)
+    for value in model.graph.inputs:
+        spec = next(s for s in loaded.inputs if s.name == value.name)
+        value.shape = _shape(spec)
+    for value, spec in zip(model.graph.outputs, loaded.outputs, strict=True):
+        value.shape = _shape(spec)
+    save_graph(model, target)
+    derived = rounding_bound(model, Precision.FP32)
+    traced = traced_sizes(loaded.inputs, ranges)
+    checks = _check_rows(target, loaded, traced, 2 * derived.bound, ranges)
+    return ExportReport(
+        exporter="none: the graph was given",
+        opset=loaded.opset,
+        traced=traced,
+        fell_back="",
+        bound=2 * derived.bound,
+        bound_from=f"twice the bound of {derived.derivation}",
+        checks=checks,
+        outputs=loaded.outputs,
+    )
+
+
+def _shape(spec: TensorSpec) -> Any:
+    import onnx_ir
+
+    return onnx_ir.Shape(spec.shape)
+
+
+def _check_rows(
+    graph: Path, loaded: LoadedGraph, traced: Mapping[str, int], bound: float, ranges: Mapping[str, ShapeRange]
+) -> tuple[Measure, ...]:
+    """Each row alone, against the same row in a batch, at every batch of `sizes_around`."""
+    letter = next(iter(traced), None)
+    if letter is None:
+        return ()
+    measures: list[Measure] = []
+    with OnnxRuntimeSession(graph) as session:
+        for sizes in sizes_around(traced, ranges):
+            feeds = random_inputs(loaded.inputs, sizes, seed=7)
+            batched = [s.name for s in loaded.inputs if s.shape and s.shape[0] == letter]
+            try:
+                together = session.infer(feeds)
+                rows = [
+                    session.infer({n: a[i : i + 1] if n in batched else a for n, a in feeds.items()})
+                    for i in range(sizes[letter])
+                ]
+            except TrtshipError as error:
+                raise _frozen(graph, sizes, f"it cannot run there: {error.why or error.what}") from error
+            for spec in loaded.outputs:
+                alone = np.concatenate([row[spec.name] for row in rows]) if spec.shape else together[spec.name]
+                found = measure(alone, together[spec.name], output=spec.name, sizes=sizes)
+                measures.append(found)
+                if not found.finite or found.rel_l2 is None or found.rel_l2 > bound:
+                    raise _frozen(graph, sizes, f"rows of {spec.name} depend on their neighbours (or are not finite)")
+    return tuple(measures)
+
+
+def _frozen(graph: Path, sizes: Mapping[str, int], why: str) -> ExportMismatchError:
+    where = ", ".join(f"{k}={n}" for k, n in sizes.items())
+    return ExportMismatchError(
+        f"the graph is wrong at {where}",
+        why=why,
+        do="export it again with a batch that is dynamic throughout, or declare its input with a fixed batch",
+    )

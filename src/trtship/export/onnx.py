@@ -1,0 +1,190 @@
+"""Export with the dynamo exporter, or with the TorchScript one where that fails, and believe neither.
+
+An export counts only when its outputs are PyTorch's at the traced batch and at two others: exporters turn a batch
+size into a constant without a word where a model computes with it (`int(x.shape[0] / n)`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from trtship.errors import ExportMismatchError, GateError, GraphError, SpecError, TrtshipError
+from trtship.export.check import check_export
+from trtship.measure import Measure, random_inputs
+from trtship.needs import need
+from trtship.progress import SILENT, Progress
+from trtship.spec import Record, ShapeRange, TensorSpec
+
+Exporter = Literal["dynamo", "torchscript"]
+EXPORTERS: tuple[Exporter, ...] = ("dynamo", "torchscript")
+DEFAULT_OPSET = 20
+OPSETS = range(17, 24)
+"""17 brought LayerNormalization as one operator, which the precision pass relies on."""
+
+TRACED = 2
+"""The batch size to trace with: torch.export specializes on 0 and 1."""
+
+EXTERNAL_OVER = 2**31 - 2**24
+"""Bytes of weights from which a graph gets external data: a protobuf holds 2 GiB, and the nodes need some."""
+
+
+class ExportReport(Record, frozen=True):
+    """How the graph was made and how far it is from PyTorch; `fell_back` says why the dynamo exporter was not used."""
+
+    exporter: str
+    opset: int
+    traced: dict[str, int]
+    fell_back: str
+    bound: float
+    bound_from: str
+    checks: tuple[Measure, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+def onnx_from_torch(
+    module: Any,
+    target: Path,
+    *,
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[str],
+    ranges: Mapping[str, ShapeRange] | None = None,
+    opset: int | None = None,
+    exporter: Exporter | None = None,
+    external_over: int = EXTERNAL_OVER,
+    progress: Progress = SILENT,
+) -> ExportReport:
+    """Write `module` (eval mode, on the CPU) to `target`; each letter of `inputs` becomes a dynamic size of that name.
+
+    `ranges` bounds the letters other than the batch (the traced size is their opt). Weights of more than
+    `external_over` bytes go to `target.name + ".data"`.
+
+    Raises SpecError (opset), GraphError (no exporter takes the model), ExportMismatchError (its graph is not the
+    model, at some batch).
+    """
+    opset = DEFAULT_OPSET if opset is None else opset
+    if opset not in OPSETS:
+        raise SpecError(f"--opset {opset} is not supported", why=f"it takes {OPSETS[0]} to {OPSETS[-1]}")
+    traced = traced_sizes(inputs, ranges or {})
+    failures: list[TrtshipError] = []
+    for candidate in [exporter] if exporter else EXPORTERS:
+        try:
+            with progress.stage("export", f"with the {candidate} exporter, opset {opset}"):
+                _run(candidate, module, target, inputs, outputs, traced, opset, external_over)
+            with progress.stage("check the export", "against PyTorch"):
+                checked = check_export(
+                    module, target, inputs=inputs, outputs=outputs, traced=traced, ranges=ranges or {}
+                )
+        except (GraphError, GateError) as error:
+            failures.append(error)
+            if exporter is None and candidate != EXPORTERS[-1]:
+                progress.note(f"the {candidate} exporter will not do: {_line(error)}; trying the TorchScript exporter")
+            continue
+        return ExportReport(
+            exporter=candidate,
+            opset=opset,
+            traced=dict(traced),
+            fell_back=_line(failures[0]) if failures else "",
+            bound=checked.bound,
+            bound_from=checked.bound_from,
+            checks=checked.measures,
+            outputs=checked.outputs,
+        )
+    wrong = [f for f in failures if isinstance(f, ExportMismatchError)]
+    if wrong:
+        raise wrong[-1]
+    raise failures[0]
+
+
+def traced_sizes(inputs: Sequence[TensorSpec], ranges: Mapping[str, ShapeRange]) -> dict[str, int]:
+    """The size that each letter has in the example: 2 for the batch (the first letter), opt for the others."""
+    sizes: dict[str, int] = {}
+    for letter in (letter for spec in inputs for letter in spec.letters):
+        if letter not in sizes:
+            sizes[letter] = TRACED if not sizes or letter not in ranges else max(ranges[letter].opt, TRACED)
+    return sizes
+
+
+def _line(error: TrtshipError) -> str:
+    return (error.why or error.what).strip().splitlines()[0][:200]
+
+
+def _run(
+    exporter: Exporter,
+    module: Any,
+    target: Path,
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[str],
+    traced: Mapping[str, int],
+    opset: int,
+    external_over: int,
+) -> None:
+    torch = need("torch", purpose="exporting a PyTorch model")
+    need("onnxscript", purpose="exporting to ONNX")
+    feeds = random_inputs(inputs, traced, seed=1)
+    example = tuple(torch.from_numpy(feeds[spec.name]) for spec in inputs)
+    weights = sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers()))
+    names = {"input_names": [s.name for s in inputs], "output_names": list(outputs), "opset_version": opset}
+    axes = [{axis: size for axis, size in enumerate(s.shape) if isinstance(size, str)} for s in inputs]
+    try:
+        with _hush(), torch.inference_mode(False), torch.no_grad():
+            if exporter == "dynamo":
+                dims = {letter: torch.export.Dim(letter, min=1, max=2**16) for letter in traced}
+                shapes = tuple({axis: dims[letter] for axis, letter in a.items()} for a in axes)
+                program = torch.onnx.export(
+                    module, example, dynamo=True, dynamic_shapes=_spread(module, shapes), verbose=False, **names
+                )
+                program.save(target, external_data=weights > external_over)
+            else:
+                batch = next(iter(traced), None)
+                dynamic: dict[str, Any] = {s.name: a for s, a in zip(inputs, axes, strict=True) if a}
+                if batch is not None:
+                    dynamic |= {name: {0: batch} for name in outputs}
+                torch.onnx.export(module, example, str(target), dynamo=False, dynamic_axes=dynamic, **names)
+    except TrtshipError:
+        raise
+    except Exception as error:
+        raise GraphError(
+            f"the {exporter} exporter cannot export this model",
+            why=_first_line(error),
+            do="try the other --exporter, or another --opset; --debug shows the exporter's own traceback",
+        ) from error
+
+
+def _spread(module: Any, shapes: tuple[dict[int, Any], ...]) -> tuple[Any, ...]:
+    """`dynamic_shapes` in the form that torch.export wants: nested once more where forward takes `*args`."""
+    import inspect
+
+    parameters = list(inspect.signature(module.forward).parameters.values())
+    if parameters and parameters[0].kind is inspect.Parameter.VAR_POSITIONAL:
+        return (shapes,)
+    return shapes
+
+
+def _first_line(error: BaseException) -> str:
+    """The innermost cause's first line with words in it: exporters wrap it in pages of advice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if any(c.isalpha() for c in line)]
+    return f"{type(error).__name__}: {lines[0][:300] if lines else 'no message'}"
+
+
+@contextlib.contextmanager
+def _hush() -> Any:
+    """Exporters chat on stdout, in warnings and in logs: none of it is the user's result."""
+    loggers = [logging.getLogger(name) for name in ("torch", "torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,77 @@
+"""A source, whatever its kind, as a checked ONNX graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from trtship.errors import SpecError
+from trtship.export.graph import adopt_graph
+from trtship.export.onnx import EXPORTERS, Exporter, ExportReport, onnx_from_torch
+from trtship.files import refuse_to_replace, whole_folder
+from trtship.progress import SILENT, Progress
+from trtship.sources import LoadedGraph, LoadedModel, SourceOptions, resolve
+from trtship.spec import ShapeRange
+
+
+def graph_from_source(
+    model: LoadedModel | LoadedGraph,
+    target: Path,
+    *,
+    ranges: Mapping[str, ShapeRange],
+    opset: int | None = None,
+    exporter: str | None = None,
+    progress: Progress = SILENT,
+) -> ExportReport:
+    """Write a loaded source's graph to `target`, checked. Raises as `onnx_from_torch` and `adopt_graph` do."""
+    if isinstance(model, LoadedGraph):
+        if opset is not None or exporter is not None:
+            raise SpecError("--opset and --exporter do not apply to an ONNX file", do="leave them away")
+        return adopt_graph(model, target, ranges=ranges)
+    return onnx_from_torch(
+        model.module,
+        target,
+        inputs=model.inputs,
+        outputs=model.outputs,
+        ranges=ranges,
+        opset=opset,
+        exporter=parse_exporter(exporter),
+        progress=progress,
+    )
+
+
+def parse_exporter(text: str | None) -> Exporter | None:
+    """Raises SpecError for a name unknown."""
+    for name in EXPORTERS:
+        if text == name:
+            return name
+    if text is None:
+        return None
+    raise SpecError(f"unknown exporter {text!r}", why=f"the exporters are {', '.join(EXPORTERS)}")
+
+
+def export_source(
+    options: SourceOptions,
+    target: Path,
+    *,
+    ranges: Mapping[str, ShapeRange],
+    opset: int | None = None,
+    exporter: str | None = None,
+    force: bool = False,
+    progress: Progress = SILENT,
+) -> ExportReport:
+    """Load a source and write its checked graph to `target`, whole or not at all. Raises UserError, GateError."""
+    parse_exporter(exporter)
+    refuse_to_replace(target, force=force)
+    source = resolve(options.source)
+    source.check(options)
+    with progress.stage("load the model", options.source):
+        model = source.load(options, progress)
+    with whole_folder(target.parent / f".{target.name}.export") as draft:
+        report = graph_from_source(
+            model, draft / target.name, ranges=ranges, opset=opset, exporter=exporter, progress=progress
+        )
+        for file in sorted(draft.iterdir(), key=lambda p: p.name == target.name):
+            file.replace(target.parent / file.name)
+    (target.parent / f".{target.name}.export").rmdir()
+    return report

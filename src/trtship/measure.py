@@ -1,0 +1,76 @@
+"""How far one output is from another: the figures that every check in trtship reports."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from trtship.spec import Record, TensorSpec
+
+
+class Measure(Record, frozen=True):
+    """One output against its reference, at one set of sizes; None where a figure is not defined.
+
+    `rel_l2` is the worst row's ||a - r|| / ||r||, `cosine` the worst row's a.r / (||a|| ||r||), `max_abs` the largest
+    |a - r|, `top1_agreement` the share of rows with the same argmax (outputs of shape [B, C], C > 1, only).
+    `finite` is False when there is a NaN or Inf in the output, and then the other figures are None.
+    """
+
+    sizes: dict[str, int]
+    output: str
+    finite: bool
+    rel_l2: float | None = None
+    cosine: float | None = None
+    max_abs: float | None = None
+    top1_agreement: float | None = None
+
+
+def measure(reference: Any, actual: Any, *, output: str, sizes: Mapping[str, int]) -> Measure:
+    """Compare two arrays [B, ...] row by row, in float64; of different shapes, rel_l2 is the largest float64."""
+    r, a = np.asarray(reference), np.asarray(actual)
+    if r.shape != a.shape:
+        return Measure(sizes=dict(sizes), output=output, finite=True, rel_l2=float(np.finfo(np.float64).max))
+    if not np.isfinite(a.astype(np.float64)).all():
+        return Measure(sizes=dict(sizes), output=output, finite=False)
+    rows = r.shape[0] if r.ndim else 1
+    r2, a2 = (v.astype(np.float64).reshape(rows, -1) for v in (r, a))
+    if r2.size == 0:
+        return Measure(sizes=dict(sizes), output=output, finite=True, rel_l2=0.0, max_abs=0.0)
+    difference, size_r, size_a = (np.linalg.norm(v, axis=1) for v in (a2 - r2, r2, a2))
+    huge = np.finfo(np.float64).max
+    relative = np.where(difference == 0, 0.0, difference / np.where(size_r > 0, size_r, difference / huge))
+    both = size_r * size_a
+    cosine = np.where(both > 0, (r2 * a2).sum(axis=1) / np.where(both > 0, both, 1), (size_r == size_a).astype(float))
+    has_classes = r.ndim == 2 and r.shape[1] > 1
+    return Measure(
+        sizes=dict(sizes),
+        output=output,
+        finite=True,
+        rel_l2=float(relative.max()),
+        cosine=float(cosine.min()),
+        max_abs=float(np.abs(a2 - r2).max()),
+        top1_agreement=float((r2.argmax(1) == a2.argmax(1)).mean()) if has_classes else None,
+    )
+
+
+def worst(measures: Sequence[Measure]) -> float | None:
+    """The largest rel_l2; None when an output was not finite, or nothing was measured."""
+    if not measures or not all(m.finite for m in measures):
+        return None
+    return max(m.rel_l2 for m in measures if m.rel_l2 is not None)
+
+
+def random_inputs(specs: Sequence[TensorSpec], sizes: Mapping[str, int], *, seed: int = 0) -> dict[str, Any]:
+    """An array for each spec: N(0, 1) for floating types, 0 or 1 for integers, and each tensor's own stream of
+    numbers, row by row, so that the first rows of a larger batch are the rows of a smaller one."""
+    feeds = {}
+    for index, spec in enumerate(specs):
+        shape = spec.with_sizes(sizes)
+        rng = np.random.default_rng([seed, index])
+        if spec.dtype.startswith(("float", "bfloat")):
+            feeds[spec.name] = rng.standard_normal(shape, dtype=np.float32).astype(spec.dtype)
+        else:
+            feeds[spec.name] = rng.integers(0, 2, size=shape).astype(spec.dtype)
+    return feeds

@@ -1,0 +1,71 @@
+"""Compare a session with the reference at the profile's sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from trtship.errors import TrtshipError
+from trtship.measure import Measure, measure, worst
+from trtship.progress import SILENT, Progress
+from trtship.session.base import Session
+from trtship.verify.reference import Reference
+from trtship.verify.verdict import Bound, Verdict
+
+
+def compare(
+    session: Session,
+    reference: Reference,
+    *,
+    subject: str,
+    batches: Sequence[int],
+    bound: Bound,
+    progress: Progress = SILENT,
+) -> Verdict:
+    """Run the reference rows at each batch size; passes when every output is finite and within `bound` (relative L2
+    of the worst row). A session that raises fails the gate: it would fail its user as well."""
+    measures: list[Measure] = []
+    sizes_list = [{**reference.sizes, reference.batch: b} if reference.batch else reference.sizes for b in batches]
+    for index, sizes in enumerate(sizes_list if reference.batch else sizes_list[:1]):
+        progress.step(index / len(sizes_list), ", ".join(f"{k}={v}" for k, v in sizes.items()))
+        feeds, expected = reference.at(sizes[reference.batch] if reference.batch else 0)
+        try:
+            found = session.infer(as_session_takes(session, feeds))
+        except TrtshipError as error:
+            return Verdict(
+                subject=subject,
+                gate="rel_l2",
+                state="failed",
+                reason=f"it could not run at {sizes}: {error.what} ({error.why})",
+                runtime=session.runtime,
+                bound=bound,
+                measures=tuple(measures),
+            )
+        measures += [measure(expected[name], found[name], output=name, sizes=sizes) for name in expected]
+    largest = worst(measures)
+    reason = ""
+    if largest is None:
+        bad = next(m for m in measures if not m.finite)
+        reason = f"NaN or Inf in {bad.output} at {bad.sizes}"
+    elif largest > bound.value:
+        bad = max(measures, key=lambda m: m.rel_l2 or 0.0)
+        reason = f"{bad.output} is off by {largest:.3g} at {bad.sizes}, over the bound {bound.value:.3g}"
+    return Verdict(
+        subject=subject,
+        gate="rel_l2",
+        state="failed" if reason else "passed",
+        reason=reason,
+        runtime=session.runtime,
+        bound=bound,
+        worst=largest,
+        measures=tuple(measures),
+    )
+
+
+def as_session_takes(session: Session, feeds: Mapping[str, Any]) -> dict[str, Any]:
+    """Floating feeds in the session's own input types: a plan may have been asked for with fp16 inputs."""
+    dtypes = {spec.name: spec.dtype for spec in session.inputs}
+    return {
+        name: array.astype(dtypes[name], copy=False) if array.dtype.kind == "f" else array
+        for name, array in feeds.items()
+    }
