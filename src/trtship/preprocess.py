@@ -1,8 +1,8 @@
 """Pictures to arrays as the model expects them, from data in the bundle, with Pillow and numpy alone.
 
 A `Preprocess` is what timm, torchvision and transformers do to a picture at evaluation, written down as steps. All
-three resize with an antialiasing filter on 8-bit pixels and then scale; so do the steps here, with Pillow's filters,
-which timm and torchvision call themselves (transformers resizes tensors: its pixels differ by at most one level).
+three resize 8-bit pixels with an antialiasing filter and then scale. timm and torchvision call Pillow for it, as the
+steps here do; transformers resizes tensors, in PyTorch's own arithmetic, which `resample` repeats.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 
 from trtship.errors import ImageError
 from trtship.pictures import DAMAGE, open_image
+from trtship.resample import REACH, resize_as_torch
 from trtship.spec import Record
 
 __all__ = [
@@ -44,16 +45,20 @@ class Resize(Record, frozen=True, tag_field="op", tag="resize"):
 
     `fit` says how: `exact` to just that; `shortest` so that the shorter edge becomes `height` (= `width`), the longer
     one rounded down (torchvision's `Resize(int)`); `cover` so that both edges reach, `contain` so that none exceeds,
-    the size, rounded to nearest (timm's `ResizeKeepRatio(longest=0)` and `(longest=1)`).
+    the size, rounded to nearest (timm's `ResizeKeepRatio(longest=0)` and `(longest=1)`). `arithmetic` is
+    whose weights and rounding.
     """
 
     height: int
     width: int
     fit: Fit
     interpolation: Interpolation
+    arithmetic: Literal["pillow", "torch"] = "pillow"
 
     def __post_init__(self) -> None:
         _require(self.height > 0 and self.width > 0, f"resize to {self.height} x {self.width}")
+        if self.arithmetic == "torch":
+            _require(self.interpolation in REACH, f"torch has no antialiased {self.interpolation} resize")
         _require(self.fit != "shortest" or self.height == self.width, "resize by the shorter edge takes height = width")
 
     def size_of(self, height: int, width: int) -> tuple[int, int]:
@@ -199,7 +204,11 @@ def _resize(image: Image.Image, step: Resize, name: str) -> Image.Image:
         )
     if (width, height) == image.size:
         return image
-    return image.resize((width, height), FILTERS[step.interpolation])
+    if step.arithmetic == "pillow":
+        return image.resize((width, height), FILTERS[step.interpolation])
+    pixels = np.asarray(image).reshape(image.height, image.width, -1)
+    resized = resize_as_torch(pixels, height, width, step.interpolation)
+    return Image.fromarray(resized if image.mode == "RGB" else resized[..., 0])
 
 
 def _center_crop(image: Image.Image, step: CenterCrop) -> Image.Image:

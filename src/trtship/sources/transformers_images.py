@@ -7,8 +7,11 @@ from typing import Any
 from PIL import Image
 
 from trtship.needs import need
-from trtship.preprocess import FILTERS, CenterCrop, Normalize, Preprocess, Rescale, Resize, Step
+from trtship.preprocess import CenterCrop, Fit, Normalize, Preprocess, Rescale, Resize, Step
+from trtship.resample import REACH
 
+# what torchvision resizes tensors with
+FILTERS_OF_TENSORS = ("nearest", "bilinear", "bicubic", "lanczos")
 # ConvNextImageProcessor.resize crops below this size and warps from it on
 CONVNEXT_WARPS_FROM = 384
 # methods whose meaning the steps below write down; a processor that overrides one means something else
@@ -52,7 +55,7 @@ def preprocess_of(processor: Any, channels: int, sides: tuple[int, int] | None) 
 
 def _geometry(processor: Any, sides: tuple[int, int] | None) -> list[Step] | None:
     interpolation = Image.Resampling(processor.resample if processor.resample is not None else 2).name.lower()
-    if processor.do_pad or interpolation not in FILTERS:
+    if processor.do_pad or interpolation not in FILTERS_OF_TENSORS:
         return None
     size = {key: value for key, value in dict(processor.size or {}).items() if value}
     if _is(processor, "ConvNextImageProcessor"):
@@ -93,8 +96,14 @@ def _convnext(edge: int, crop_pct: float, interpolation: str, sides: tuple[int, 
     ]
 
 
-def _resize(height: int, width: int, fit: Any, interpolation: Any) -> Resize:
-    return Resize(height=height, width=width, fit=fit, interpolation=interpolation)
+def _resize(height: int, width: int, fit: Fit, interpolation: Any) -> Resize:
+    return Resize(
+        height=height,
+        width=width,
+        fit=fit,
+        interpolation=interpolation,
+        arithmetic="torch" if interpolation in REACH else "pillow",
+    )
 
 
 def _is(processor: Any, name: str) -> bool:
