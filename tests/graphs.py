@@ -62,13 +62,23 @@ SMALL: dict[str, tuple[Callable[[], Any], int]] = {
 
 
 def small_model(name: str) -> Any:
-    """In eval mode, seeded, and with no parameter left at an initial 0 or 1: a lost bias must show."""
-    torch.manual_seed(0)
+    """In eval mode, with seeded weights that keep a signal's size, as trained ones do.
+
+    A fresh timm model would hide most mistakes: its biases are 0, its scales 1, and its attention nearly flat.
+    """
     model = SMALL[name][0]().eval()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
+        for key, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if "relative_position_bias_table" in key:
+                parameter.copy_(noise)
+            elif parameter.ndim > 1 and "logit_scale" not in key:
+                parameter.copy_(noise * parameter[0].numel() ** -0.5)
+            elif key.endswith("bias"):
+                parameter.copy_(0.2 * noise)
+            elif key.endswith("weight"):
+                parameter.copy_(1 + 0.2 * noise)
     return model
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from graphs import model_of, written
 
+from graphs import model_of, written
 from trtship.errors import GraphError, OutputError
 from trtship.graphs import graph_files, load_graph, save_graph
 from trtship.session.onnxruntime import OnnxRuntimeSession

@@ -20,7 +20,8 @@ def main(source: Path, target: Path) -> int:
     sys.modules["torch"] = None  # type: ignore[assignment]
     import onnxsim
 
-    from trtship.graphs.storage import save_graph
+    from trtship.errors import GraphError
+    from trtship.graphs import save_graph
 
     with np.load(target.with_suffix(".npz")) as arrays:
         feeds = dict(arrays)
@@ -33,7 +34,11 @@ def main(source: Path, target: Path) -> int:
         return 1
     import onnx_ir as ir
 
-    save_graph(ir.serde.deserialize_model(simplified), target)
+    try:
+        save_graph(ir.serde.deserialize_model(simplified), target)
+    except GraphError as error:
+        print(f"{error.what}: {error.why}", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -22,6 +22,7 @@ from trtship.needs import need
 from trtship.passes.base import interface_of
 from trtship.passes.compare import Difference, default_sizes, differences, make_feeds
 from trtship.progress import SILENT, Progress
+from trtship.session.onnxruntime import OnnxRuntimeSession
 from trtship.spec import Precision, Record
 
 if TYPE_CHECKING:
@@ -67,13 +68,14 @@ def simplify(
         draft = Path(folder) / "simplified.onnx"
         with progress.stage("simplify", f"{len(original.graph)} nodes"):
             fault = _run_onnxsim(source, draft, make_feeds(inputs, wanted[0]))
+        report = SimplifyReport(kept="original", why=fault, nodes_before=len(original.graph))
         if not fault:
             with progress.stage("check the simplified graph"):
-                report = _checked(source, draft, wanted)
-        else:
-            report = SimplifyReport(kept="original", why=fault, nodes_before=len(original.graph))
+                report = _checked(source, draft, wanted, report)
         if report.kept == "original":
-            progress.note(f"the graph is kept as it was exported: {report.why}")
+            progress.note(f"the graph is kept as it was: {report.why}")
+            with OnnxRuntimeSession(source) as session:
+                session.infer(make_feeds(session.inputs, wanted[0]))
         save_graph(load_graph(draft if report.kept == "simplified" else source), target, external_over=external_over)
     return report
 
@@ -94,9 +96,8 @@ def _run_onnxsim(source: Path, draft: Path, feeds: dict[str, Any]) -> str:
     return ""
 
 
-def _checked(source: Path, draft: Path, sizes: Sizes) -> SimplifyReport:
+def _checked(source: Path, draft: Path, sizes: Sizes, report: SimplifyReport) -> SimplifyReport:
     before = load_graph(source)
-    report = SimplifyReport(kept="original", why="", nodes_before=len(before.graph))
     try:
         after = load_graph(draft)
         report = replace(report, nodes_after=len(after.graph))
@@ -105,8 +106,6 @@ def _checked(source: Path, draft: Path, sizes: Sizes) -> SimplifyReport:
         found = differences(source, draft, sizes=sizes)
         bound = math.hypot(*(rounding_bound(model, _precision_of(model)).bound for model in (before, after)))
     except GraphError as error:
-        # Either graph's fault: when it is the original's, say so rather than keep a graph that does not run.
-        differences(source, source, sizes=sizes[:1])
         return replace(report, why=f"{error.what}: {error.why}")
     worst_one = worst([difference.measure for difference in found])
     passed = worst_one is not None and worst_one <= bound
