@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import importlib.util
 import site
 import sys
 import sysconfig
 import types
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -120,5 +121,10 @@ def _shown(file: Path, folder: Path) -> str:
 
 
 def _versions(packages: set[str]) -> dict[str, str]:
-    distributions = metadata.packages_distributions()
+    distributions = _distributions()
     return {name: metadata.version(name) for package in packages for name in distributions.get(package, [])}
+
+
+@functools.cache
+def _distributions() -> Mapping[str, list[str]]:
+    return metadata.packages_distributions()
