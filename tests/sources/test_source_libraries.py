@@ -15,10 +15,11 @@ from PIL import Image
 from safetensors.torch import save_file
 from transformers.image_utils import load_image
 
-from trtship.errors import CheckpointError, SourceError, SpecError
+from trtship.errors import CheckpointError, MachineError, SourceError, SpecError
 from trtship.preprocess import preprocess_images
 from trtship.progress import Progress
 from trtship.sources import SourceOptions, parse_model_arg, resolve
+from trtship.sources import timm as timm_source
 from trtship.spec import TensorSpec
 
 SWIN = ("embed_dim=16", "depths=[1,2]", "num_heads=[1,2]", "window_size=7", "patch_size=2", "num_classes=5")
@@ -118,6 +119,18 @@ def test_an_unknown_model_is_refused_with_the_nearest_names(library):
     assert "resnet18" in caught.value.why
     with pytest.raises(SourceError, match="no name is near"):
         load(f"{library}/?????")
+
+
+def test_an_unknown_tag_of_timm_is_refused_with_the_known_ones():
+    with pytest.raises(SourceError, match=r"swin_tiny_patch4_window7_224\.ms_in1k"):
+        load("timm/swin_tiny_patch4_window7_224.ms_in2k")
+    assert load("timm/resnet10t.c3_in1k").outputs == ("logits",)
+
+
+def test_a_name_on_the_hub_is_not_asked_for_unless_pretrained(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(MachineError, match="--pretrained, or name a folder"):
+        load("transformers/some-owner/some-model", random_weights=True)
 
 
 @pytest.mark.parametrize("text", ["timm/resnet10t", "torchvision/resnet18"])
@@ -306,3 +319,9 @@ def test_a_folders_fingerprint_follows_its_files(saved):
     transformers.ViTImageProcessor().save_pretrained(folder)
     assert resolve(text).fingerprint(options) != before
     assert "file model.safetensors" not in resolve(text).fingerprint(SourceOptions(source=text, random_weights=True))
+
+
+def test_timm_labels_are_imagenets_where_the_head_still_is():
+    labels = timm_source._labels(timm, timm.create_model("resnet10t"))
+    assert (len(labels), labels[0]) == (1000, "tench, Tinca tinca")
+    assert timm_source._labels(timm, timm.create_model("resnet10t", num_classes=10)) is None

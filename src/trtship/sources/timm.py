@@ -31,6 +31,10 @@ class TimmSource(PrefixSource):
         timm = need("timm", purpose=f"loading {options.source}")
         if not timm.is_model(self.name):
             raise unknown_model(options.source, self.name, timm.list_models())
+        architecture, _, tag = self.name.partition(".")
+        tagged = timm.list_models(f"{architecture}.*", include_tags=True)
+        if tag and self.name not in tagged:
+            raise unknown_model(options.source, self.name, [architecture, *tagged])
         image = only_image(options.inputs, options.source)
         kwargs = _with_input(options.model_kwargs(), image, timm.get_pretrained_cfg(self.name))
         with progress.stage("load", options.source):

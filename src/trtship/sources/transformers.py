@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
-from trtship.errors import CheckpointError, SourceError, SpecError
+from trtship.errors import CheckpointError, MachineError, SourceError, SpecError
 from trtship.files import sha256_of
 from trtship.needs import need
 from trtship.preprocess import Preprocess
@@ -108,9 +108,18 @@ class TransformersSource(PrefixSource):
 
     def _config(self, transformers: Any, options: SourceOptions) -> Any:
         """The model's config, changed as --model-arg and --input ask."""
-        config = transformers.AutoConfig.from_pretrained(
-            self._where, local_files_only=not options.pretrained, trust_remote_code=False
-        )
+        try:
+            config = transformers.AutoConfig.from_pretrained(
+                self._where, local_files_only=not options.pretrained, trust_remote_code=False
+            )
+        except OSError as error:
+            if options.pretrained or self.folder is not None:
+                raise
+            raise MachineError(
+                f"there is no {self.name} here",
+                why="it is no folder, its config is not in the hub's local cache, and only --pretrained asks the hub",
+                do="--pretrained, or name a folder written by save_pretrained",
+            ) from error
         for name, value in options.model_kwargs().items():
             if not hasattr(config, name):
                 raise SpecError(
