@@ -1,8 +1,9 @@
 """`manifest.json`: what is in the bundle, how it was made, and every verdict. Strict, versioned, sealed.
 
-The seal is the SHA-256 of the manifest's own canonical JSON with the seal left empty; a file that is not byte for
-byte that canonical JSON is refused, so that no byte of it can change unseen. (A seal is no signature: it shows
-damage, not malice.)
+The seal is the SHA-256 of the manifest's own canonical JSON (sorted keys) with the seal left empty; a file that is
+not byte for byte that canonical JSON is refused, so that no byte of it can change unseen. It is taken over the JSON
+and not over the records, so that a newer trtship, whose records have more fields, still reads an older bundle. (A seal
+is no signature: it shows damage, not malice.)
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import msgspec
 from trtship.errors import BundleCorruptError, BundleSchemaError
 from trtship.gpu import Gpu
 from trtship.preprocess import Preprocess
-from trtship.spec import Precision, Record, ShapeRange, TensorSpec, to_json
+from trtship.spec import Precision, Record, ShapeRange, TensorSpec, as_plain, to_json
 from trtship.verify import Bound, Verdict
 
 SCHEMA = 1
@@ -78,8 +79,12 @@ class Manifest(Record, frozen=True):
 
 def seal(manifest: Manifest) -> bytes:
     """The bytes of `manifest.json`."""
-    digest = hashlib.sha256(to_json(msgspec.structs.replace(manifest, seal=""))).hexdigest()
-    return to_json(msgspec.structs.replace(manifest, seal=digest))
+    plain = as_plain(manifest)
+    return to_json({**plain, "seal": _digest(plain)})
+
+
+def _digest(plain: dict[str, Any]) -> str:
+    return hashlib.sha256(to_json({**plain, "seal": ""})).hexdigest()
 
 
 def read_manifest(data: bytes, *, where: str) -> Manifest:
@@ -96,19 +101,19 @@ def read_manifest(data: bytes, *, where: str) -> Manifest:
             why=f"its schema is {version}, and this trtship reads up to {SCHEMA}",
             do="pip install --upgrade trtship",
         )
-    try:
-        manifest = msgspec.json.decode(data, type=Manifest)
-    except msgspec.MsgspecError as error:
-        raise BundleSchemaError(
-            f"{where} does not follow the schema", why=str(error), do="deploy the model again, or copy the bundle again"
-        ) from error
-    if seal(manifest) != data:
+    plain = msgspec.json.decode(data)
+    if to_json(plain) != data or plain.get("seal") != _digest(plain):
         raise BundleCorruptError(
             f"{where} was changed after it was written",
             why="its own SHA-256 does not match",
             do="copy the bundle again from where it was made, or deploy the model again",
         )
-    return manifest
+    try:
+        return msgspec.json.decode(data, type=Manifest)
+    except msgspec.MsgspecError as error:
+        raise BundleSchemaError(
+            f"{where} does not follow the schema", why=str(error), do="deploy the model again with this trtship"
+        ) from error
 
 
 class _Version(msgspec.Struct):

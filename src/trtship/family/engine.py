@@ -30,6 +30,8 @@ class Engine:
     def __init__(self, module: Any, engine: Any, runtime: Any) -> None:
         self._module, self._engine, self._runtime = module, engine, runtime
         self._context: Any = None
+        self._shapes: tuple[Mapping[str, tuple[int, ...]], dict[str, tuple[int, ...]]] = ({}, {})
+        self._addresses: dict[str, int] = {}
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
         is_input = {n: engine.get_tensor_mode(n) == module.TensorIOMode.INPUT for n in names}
         self.inputs = tuple(self._spec(n) for n in names if is_input[n])
@@ -62,7 +64,10 @@ class Engine:
 
     def set_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
         """Set the input shapes; returns the output shapes. Raises InputError for shapes outside the profile."""
+        if shapes == self._shapes[0]:  # to set them again would make TensorRT work out every shape anew
+            return self._shapes[1]
         self.prepare()
+        self._shapes = ({}, {})
         for name, shape in shapes.items():
             low, _, high = self.profile[name]
             fits = len(shape) == len(low) and all(a <= n <= b for a, n, b in zip(low, shape, high, strict=True))
@@ -72,12 +77,16 @@ class Engine:
                     why=f"its profile takes {list(low)} to {list(high)}",
                     do="split the batch, or deploy again with a wider --batch",
                 )
-        return {s.name: tuple(int(n) for n in self._context.get_tensor_shape(s.name)) for s in self.outputs}
+        found = {s.name: tuple(int(n) for n in self._context.get_tensor_shape(s.name)) for s in self.outputs}
+        self._shapes = (dict(shapes), found)
+        return found
 
     def execute(self, addresses: Mapping[str, int], stream: int) -> None:
         """Enqueue one inference on a CUDA stream; `addresses` are device pointers of every input and output."""
         for name, address in addresses.items():
-            self._context.set_tensor_address(name, address)
+            if self._addresses.get(name) != address:
+                self._context.set_tensor_address(name, address)
+                self._addresses[name] = address
         if not self._context.execute_async_v3(stream):
             raise DeviceError("TensorRT refused to run the plan", why="see its log, above all lines with [E]")
 

@@ -1,0 +1,88 @@
+"""Tests that need an NVIDIA GPU and TensorRT; without them they skip and say why.
+
+With `TRTSHIP_GPU_RESULTS=FILE` the outcomes, and what tests noted with `record_property`, are written there as JSON,
+with the machine, the versions, the date and the command.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trtship.deployment.options import versions
+from trtship.family import installed_families
+from trtship.gpu import list_gpus
+from trtship.spec import as_plain
+
+HERE = Path(__file__).parent
+_outcomes: dict[str, dict[str, Any]] = {}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    reason = "needs an NVIDIA GPU" if not list_gpus() else "" if installed_families() else "needs TensorRT"
+    if reason:
+        for item in items:
+            if HERE in Path(item.path).parents:
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if "tests/gpu/" in report.nodeid and (report.when == "call" or report.outcome != "passed"):
+        noted = dict(report.user_properties)
+        _outcomes[report.nodeid.split("tests/gpu/")[1]] = {
+            "outcome": report.outcome,
+            "seconds": round(report.duration, 2),
+            **noted,
+        }
+
+
+def pytest_sessionfinish() -> None:
+    target = os.environ.get("TRTSHIP_GPU_RESULTS")
+    if target and _outcomes:
+        document = {
+            "what": "tests/gpu",
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "command": "python -m pytest " + " ".join(sys.argv[1:]),
+            "machine": {
+                "platform": platform.platform(),
+                "python": sys.version.split()[0],
+                "gpus": as_plain(list_gpus()),
+            },
+            "versions": {**versions(), **installed_families()},
+            "tests": _outcomes,
+        }
+        Path(target).write_text(json.dumps(document, indent=2, sort_keys=True) + "\n")
+
+
+@pytest.fixture(scope="session")
+def gpu_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A stage cache of this run's own, so that nothing from an earlier one is taken for granted."""
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["TRTSHIP_CACHE"] = str(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def swin_t(gpu_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """timm's Swin-T with random weights, deployed here in a precision; each once."""
+    folder = tmp_path_factory.mktemp("bundles")
+
+    def deployed(precision: str) -> Path:
+        import trtship
+
+        target = folder / f"swin-{precision}.trtship"
+        if not target.exists():
+            trtship.deploy(
+                "timm/swin_tiny_patch4_window7_224", target, random_weights=True, precision=precision, batch="1:8:32"
+            )
+        return target
+
+    return deployed
