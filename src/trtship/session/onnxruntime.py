@@ -32,7 +32,8 @@ class OnnxRuntimeSession(Session):
 
     `providers` is where it runs: `"cpu"`; `"cuda"`, which raises DeviceError where onnxruntime cannot use CUDA;
     `"auto"`, CUDA where that works. `threads` bounds the CPU threads of one operator (default: onnxruntime's own
-    choice). `optimize=False` runs the graph node by node as it is written, without onnxruntime's fusions.
+    choice). `optimize=False` runs the graph node by node as it is written, without onnxruntime's fusions; a graph that
+    those fusions break is run so in any case.
 
     Raises GraphError when onnxruntime refuses the graph, when it loads or while it runs.
     """
@@ -47,23 +48,21 @@ class OnnxRuntimeSession(Session):
     ) -> None:
         ort = need("onnxruntime", purpose="running an ONNX graph")
         self._name = "the graph" if isinstance(graph, bytes) else str(graph)
-        options = ort.SessionOptions()
-        options.log_severity_level = SILENT
-        if threads is not None:
-            options.intra_op_num_threads = threads
-        if not optimize:
-            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         wanted = _wanted_providers(ort, providers)
+        levels = ort.GraphOptimizationLevel
         try:
-            self._session: Any = ort.InferenceSession(
-                graph if isinstance(graph, bytes) else str(graph), options, providers=wanted
-            )
+            level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
+            self._session = _open(ort, graph, wanted, threads, level)
         except Exception as error:
-            raise GraphError(
-                f"onnxruntime cannot load {self._name}",
-                why=_reason(error),
-                do="check that it is an ONNX file, and that its external data is beside it",
-            ) from error
+            # Seen with 1.32: its LayerNormFusion makes a graph of mixed types that it then refuses itself.
+            try:
+                self._session = _open(ort, graph, wanted, threads, levels.ORT_DISABLE_ALL)
+            except Exception:
+                raise GraphError(
+                    f"onnxruntime cannot load {self._name}",
+                    why=_reason(error),
+                    do="check that it is an ONNX file, and that its external data is beside it",
+                ) from error
         self.device = "cuda" if CUDA in self._session.get_providers() else "cpu"
         if providers == "cuda" and self.device == "cpu":
             raise _no_cuda("its CUDA provider did not start: the GPU, or a CUDA library that it needs, is missing")
@@ -110,6 +109,15 @@ class OnnxRuntimeSession(Session):
 
     def _release(self) -> None:
         self._session = None
+
+
+def _open(ort: Any, graph: Path | str | bytes, providers: list[str], threads: int | None, level: Any) -> Any:
+    options = ort.SessionOptions()
+    options.log_severity_level = SILENT
+    options.graph_optimization_level = level
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    return ort.InferenceSession(graph if isinstance(graph, bytes) else str(graph), options, providers=providers)
 
 
 def _wanted_providers(ort: Any, providers: Providers) -> list[str]:
