@@ -49,7 +49,7 @@ def compare(bundle: Bundle, batch: int) -> dict[str, Any]:
     out = bundle.manifest.plan_outputs[0]
     image = torch.randn(spec.with_sizes({"B": batch}), device="cuda")
     result = torch.empty(out.with_sizes({"B": batch}), device="cuda")
-    engine = family.load(bundle.read(bundle.manifest.plan))
+    engine = family.load(bundle.read(bundle.manifest.plan), tf32=bundle.manifest.precision.tf32)
     engine.set_shapes({spec.name: tuple(image.shape)})
     stream = torch.cuda.Stream()
     addresses = {spec.name: image.data_ptr(), out.name: result.data_ptr()}

@@ -21,7 +21,7 @@ from trtship.errors import OutputError, SpecError
 from trtship.files import cache_root, explain_os_error, sha256_of, whole_file, whole_folder
 from trtship.spec import Record, from_json, to_json
 
-FORMAT = 1
+FORMAT = 2
 """Part of every key: raise it when the code of a stage changes what a stage makes."""
 
 

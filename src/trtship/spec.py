@@ -55,6 +55,11 @@ class Precision(StrEnum):
         """Type of the tensors in the ONNX graph: TF32 is a way to multiply fp32 tensors, not a type."""
         return {"fp16": "float16", "bf16": "bfloat16"}.get(self.value, "float32")
 
+    @property
+    def tf32(self) -> bool:
+        """Whether fp32 products may be multiplied in TF32: only fp32 says that they may not."""
+        return self is not Precision.FP32
+
     @staticmethod
     def parse(text: str) -> Precision:
         try:

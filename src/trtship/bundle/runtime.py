@@ -102,7 +102,9 @@ def _tensorrt(bundle: Bundle, wanted: str | None, device: int, rebuild: bool, pr
 def _session(bundle: Bundle, plan: bytes, family: Family, device: int, progress: Progress) -> Session:
     m = bundle.manifest
     with progress.stage("load the plan", "TensorRT for RTX compiles its kernels now" if family.is_rtx else ""):
-        return TensorRTSession(plan, family, device=device, inputs=m.plan_inputs, outputs=m.plan_outputs)
+        return TensorRTSession(
+            plan, family, device=device, tf32=m.precision.tf32, inputs=m.plan_inputs, outputs=m.plan_outputs
+        )
 
 
 def _rebuilt(bundle: Bundle, family: Family, why: str, progress: Progress) -> bytes:

@@ -233,7 +233,7 @@ class Stages:
         key = {
             "graph": _graph_digests(graph),
             "ranges": {letter: str(r) for letter, r in ranges.items()},
-            "tf32": self.options.precision is Precision.TF32,
+            "tf32": self.options.precision.tf32,
             **self._part("family", "targets", "gpu"),
         }
         return self.run("build", key, make)

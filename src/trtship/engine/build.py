@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,8 @@ class BuildReport(Record, frozen=True):
     """How a plan was made. `gpu` is the one it was built on, empty when it was built ahead of time without one.
 
     `targets` are the compute capabilities it was built for, empty for all that the family supports; `shapes` maps
-    each input to its profile's min, opt and max shape.
+    each input to its profile's min, opt and max shape; `environment` are variables that must be set alike where
+    the plan is run (trtship sets them itself).
     """
 
     family: str
@@ -32,6 +33,7 @@ class BuildReport(Record, frozen=True):
     compute_capability: str
     targets: tuple[str, ...]
     tf32: bool
+    environment: dict[str, str]
     shapes: dict[str, tuple[tuple[int, ...], ...]]
     layers: int
     seconds: float
@@ -97,11 +99,11 @@ def plan_from_onnx(
             builder,
             network,
             shapes=shapes,
-            tf32=precision is Precision.TF32,
+            tf32=precision.tf32,
             targets=targets,
             on_step=on_step,
         )
-        data = _build_in_thread(family, builder, network, config, cancel)
+        data = _build_in_thread(lambda: family.build(builder, network, config, tf32=precision.tf32), cancel)
         if data is None:
             raise explain_build(log, family)
         report = BuildReport(
@@ -110,7 +112,8 @@ def plan_from_onnx(
             gpu=gpus[0].name if gpus else "",
             compute_capability=gpus[0].compute_capability if gpus else "",
             targets=tuple(targets),
-            tf32=precision is Precision.TF32,
+            tf32=precision.tf32,
+            environment=family.environment(tf32=precision.tf32),
             shapes=shapes,
             layers=int(network.num_layers),
             seconds=round(time.monotonic() - begun, 2),
@@ -153,10 +156,10 @@ def _check_inputs(network: Any, inputs: Sequence[TensorSpec], graph: Path) -> No
         )
 
 
-def _build_in_thread(family: Family, builder: Any, network: Any, config: Any, cancel: threading.Event) -> bytes | None:
+def _build_in_thread(build: Callable[[], bytes | None], cancel: threading.Event) -> bytes | None:
     """Build in a worker, so that Ctrl-C reaches this thread while TensorRT is busy; wait for it to let go."""
     result: list[bytes | None] = []
-    worker = threading.Thread(target=lambda: result.append(family.build(builder, network, config)), daemon=True)
+    worker = threading.Thread(target=lambda: result.append(build()), daemon=True)
     worker.start()
     try:
         while worker.is_alive():

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from trtship.errors import DeviceError, InputError
+from trtship.family.tf32 import environment
 from trtship.spec import ShapeRange, TensorSpec
 
 _DTYPES = {
@@ -27,8 +28,8 @@ class Engine:
     not tell apart get a letter each. `profile` maps each input to its (min, opt, max) shapes.
     """
 
-    def __init__(self, module: Any, engine: Any, runtime: Any) -> None:
-        self._module, self._engine, self._runtime = module, engine, runtime
+    def __init__(self, module: Any, engine: Any, runtime: Any, *, variables: dict[str, str]) -> None:
+        self._module, self._engine, self._runtime, self._variables = module, engine, runtime, variables
         self._context: Any = None
         self._shapes: tuple[Mapping[str, tuple[int, ...]], dict[str, tuple[int, ...]]] = ({}, {})
         self._addresses: dict[str, int] = {}
@@ -54,7 +55,8 @@ class Engine:
     def prepare(self) -> None:
         """Create the execution context. TensorRT for RTX compiles its kernels here: seconds. Raises DeviceError."""
         if self._context is None:
-            self._context = self._engine.create_execution_context()
+            with environment(self._variables):
+                self._context = self._engine.create_execution_context()
             if self._context is None:
                 raise DeviceError(
                     "TensorRT could not create an execution context",

@@ -13,6 +13,7 @@ import msgspec
 from trtship.errors import BuildError, DependencyError, DeviceError, SpecError
 from trtship.family.engine import Engine
 from trtship.family.logger import logger_of, recording
+from trtship.family.tf32 import environment, environment_for
 
 # family -> names under which pip may have installed it, and what installs it
 FAMILIES: dict[str, tuple[tuple[str, ...], str]] = {
@@ -102,6 +103,10 @@ class Family:
         members = [m for m in known.__members__.values() if m.name.startswith("SM")]
         return {f"{m.name[2:-1]}.{m.name[-1]}": m for m in members} | {"current": known.CURRENT}
 
+    def environment(self, *, tf32: bool) -> dict[str, str]:
+        """Variables that a plan built with this choice needs wherever it runs; see `trtship.family.tf32`."""
+        return environment_for(self.name, tf32=tf32)
+
     def create_builder(self) -> Any:
         builder = self.module.Builder(self.logger)
         if not builder:
@@ -159,13 +164,17 @@ class Family:
         config.progress_monitor = progress_monitor(self.module, on_step)
         return config
 
-    def build(self, builder: Any, network: Any, config: Any) -> bytes | None:
+    def build(self, builder: Any, network: Any, config: Any, *, tf32: bool) -> bytes | None:
         """The serialized plan, or None where TensorRT failed or was cancelled: its log tells."""
-        plan = builder.build_serialized_network(network, config)
+        with environment(self.environment(tf32=tf32)):
+            plan = builder.build_serialized_network(network, config)
         return None if plan is None else bytes(plan)
 
-    def load(self, plan: bytes) -> Engine:
-        """Deserialize. Only ever call this with bytes whose hash was checked: a plan is code. Raises DeviceError."""
+    def load(self, plan: bytes, *, tf32: bool = True) -> Engine:
+        """Deserialize; `tf32` as the plan was built. Raises DeviceError.
+
+        Only ever call this with bytes whose hash was checked: a plan is code.
+        """
         with recording(self.module) as log:
             runtime = self.module.Runtime(self.logger)
             engine = runtime.deserialize_cuda_engine(plan)
@@ -176,7 +185,7 @@ class Family:
                 why=reasons[0] if reasons else "it gave no reason",
                 do="trtship doctor shows what this machine has; trtship.load rebuilds a plan that does not fit",
             )
-        return Engine(self.module, engine, runtime)
+        return Engine(self.module, engine, runtime, variables=self.environment(tf32=tf32))
 
 
 def progress_monitor(module: Any, on_step: StepCallback) -> Any:

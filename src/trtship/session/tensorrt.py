@@ -21,7 +21,8 @@ class TensorRTSession(Session):
     """A plan, loaded on one GPU.
 
     `plan` must be bytes whose hash was checked: deserializing runs code. `outputs` and `inputs` may be given to name
-    the dynamic sizes as the model does; otherwise the plan's own shapes stand. Calls from several threads take turns.
+    the dynamic sizes as the model does; otherwise the plan's own shapes stand. `tf32` is as the plan was built. Calls
+    from several threads take turns.
 
     Raises DependencyError (no cuda-bindings), DeviceError (no GPU, or one that the plan does not fit).
     """
@@ -32,6 +33,7 @@ class TensorRTSession(Session):
         family: Family,
         *,
         device: int = 0,
+        tf32: bool = True,
         inputs: tuple[TensorSpec, ...] | None = None,
         outputs: tuple[TensorSpec, ...] | None = None,
     ) -> None:
@@ -43,7 +45,7 @@ class TensorRTSession(Session):
                 do="trtship doctor shows what this machine lacks",
             )
         self._cuda = Cuda(device)
-        self._engine: Engine = family.load(plan)
+        self._engine: Engine = family.load(plan, tf32=tf32)
         self.inputs = inputs or self._engine.inputs
         self.outputs = outputs or self._engine.outputs
         self.ranges = self._ranges()
