@@ -144,3 +144,26 @@ def test_a_planted_bug_is_outside_the_bound(
     with OnnxRuntimeSession(path, threads=1) as session:
         error = relative(reference, session.infer({"input": x})["logits"])
     assert error > bound
+
+
+def test_a_products_size_is_taken_from_either_operand() -> None:
+    body = "(float[B, C] x) => (float[B, 8] y) { y = MatMul(x, w) }"
+    assert roundings(body, w=W) == (64 // 2 + 1, 0)
+
+
+def test_a_size_that_is_not_known_counts_generously() -> None:
+    assert roundings("(float[B, C] x) => (float[B, B] y) { t = Transpose(x) y = MatMul(x, t) }") == (1024 // 2 + 1, 0)
+
+
+def test_unknown_sizes_of_a_reduction_count_once() -> None:
+    body = """(float[B, H, W, 4] x) => (float[B, 4] y) {
+        axes = Constant<value_ints = [1, 2]>()
+        y = ReduceSum<keepdims = 0>(x, axes)
+    }"""
+    assert roundings(body) == (1024 // 2 + 1, 0)
+    assert roundings(body.replace("H, W", "6, 5")) == (30 // 2 + 1, 0)
+
+
+def test_a_convolution_sums_over_its_window_and_channels() -> None:
+    body = "(float[B, 4, 8, 8] x) => (float[B, 2, 6, 6] y) { y = Conv(x, w) }"
+    assert roundings(body, w=np.ones((2, 4, 3, 3), np.float32)) == (36 // 2 + 1, 0)

@@ -24,7 +24,11 @@ ACCUMULATING = frozenset(
 """Operators with a sum inside, and arithmetic around it."""
 
 FP32_STATISTICS = frozenset({"LayerNormalization", "RMSNormalization"})
-"""Normalise in fp32 whatever type goes in and out, as their attribute stash_type = 1 says."""
+"""Normalise in fp32 whatever type goes in and out, as their attribute stash_type = 1 says.
+
+TensorRT has no such attribute and does so anyway: TensorRT for RTX 1.6 fuses them as Cast, Mean, ... Div, Cast, as its
+detailed build log shows. Scale and shift have the type of the input: it refuses others.
+"""
 
 KEPT_IN_FP32 = (
     (REDUCTIONS - {"GlobalAveragePool"})

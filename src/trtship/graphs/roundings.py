@@ -60,25 +60,24 @@ def _accumulations(node: onnx_ir.Node) -> int:
     if op in PRODUCTS:
         return _terms_of_product(node) // 2
     if op in REDUCTIONS:
-        return _terms_of_reduction(_shape(node.inputs[0]), _shape(node.outputs[0])) // 2
+        return _terms_of_reduction(node.inputs[0], node.outputs[0]) // 2
     if op in POOLING:
         return math.prod(node.attributes.get_ints("kernel_shape", [UNKNOWN_SIZE])) // 2
     if op in ACCUMULATING:
-        return _last_size(node.inputs[0]) + FUNCTION
+        scale = node.inputs[1] if len(node.inputs) > 1 and op.endswith("Normalization") else None
+        return _known((node.inputs[0], -1), (scale, -1)) + FUNCTION
     return 0 if op in ARITHMETIC or op == "Cast" else FUNCTION
 
 
 def _terms_of_product(node: onnx_ir.Node) -> int:
     if node.op_type == "MatMul":
-        return _last_size(node.inputs[0])
+        return _known((node.inputs[0], -1), (node.inputs[1], -2))
     if node.op_type == "Gemm":
-        shape = _shape(node.inputs[0])
-        return UNKNOWN_SIZE if shape is None else shape[0 if node.attributes.get_int("transA", 0) else -1]
-    weight = _shape(node.inputs[1]) if len(node.inputs) > 1 else None
+        return _known((node.inputs[0], 0 if node.attributes.get_int("transA", 0) else -1))
+    weight = _shape(node.inputs[1]) if node.op_type != "Einsum" else None
     if weight is None:
         return UNKNOWN_SIZE
-    terms = math.prod(weight[1:])
-    return terms if node.op_type == "Conv" else math.prod(weight) // max(weight[1], 1)
+    return math.prod(weight[1:]) if node.op_type == "Conv" else math.prod(weight) // max(weight[1], 1)
 
 
 def _constants(node: onnx_ir.Node) -> int:
@@ -95,13 +94,21 @@ def _shape(value: onnx_ir.Value | None) -> list[int] | None:
     return [size if isinstance(size, int) else UNKNOWN_SIZE for size in value.shape]
 
 
-def _last_size(value: onnx_ir.Value | None) -> int:
-    shape = _shape(value)
-    return shape[-1] if shape else UNKNOWN_SIZE
+def _known(*places: tuple[onnx_ir.Value | None, int]) -> int:
+    """The size at the first of these (tensor, axis) that has one."""
+    for value, axis in places:
+        if value is not None and value.shape is not None and len(value.shape) >= abs(axis):
+            size = value.shape[axis]
+            if isinstance(size, int):
+                return size
+    return UNKNOWN_SIZE
 
 
-def _terms_of_reduction(before: list[int] | None, after: list[int] | None) -> int:
-    """A dynamic size counts the same on both sides."""
-    if before is None or after is None:
+def _terms_of_reduction(before: onnx_ir.Value | None, after: onnx_ir.Value | None) -> int:
+    """Sizes that are not known count as `UNKNOWN_SIZE` together, however many of them the sum runs over."""
+    if before is None or before.shape is None or after is None or after.shape is None:
         return UNKNOWN_SIZE
-    return max(1, math.prod(before) // max(math.prod(after), 1))
+    known = [size for size in before.shape if isinstance(size, int)]
+    left = [size for size in after.shape if isinstance(size, int)]
+    has_unknown = len(before.shape) - len(known) > len(after.shape) - len(left)
+    return max(1, math.prod(known) // max(math.prod(left), 1)) * (UNKNOWN_SIZE if has_unknown else 1)
