@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo
-PICTURE := examples/digits/pictures/7/0.png
+PICTURE := examples/digits/pictures/7/3750.png
 
 .PHONY: demo test lint types rooms unit clean
 .DELETE_ON_ERROR:

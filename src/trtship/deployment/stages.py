@@ -75,8 +75,7 @@ class Stages:
     @cached_property
     def model(self) -> LoadedModel | LoadedGraph:
         """The source, loaded."""
-        with self.progress.stage("load the model", self.options.source.source):
-            return self.source.load(self.options.source, self.progress)
+        return self.source.load(self.options.source, self.progress)
 
     def run(self, name: str, inputs: Mapping[str, Any], make: Callable[[Path], None]) -> Entry:
         """One stage, from the cache where its inputs are known."""

@@ -65,8 +65,7 @@ def export_source(
     refuse_to_replace(target, force=force)
     source = resolve(options.source)
     source.check(options)
-    with progress.stage("load the model", options.source):
-        model = source.load(options, progress)
+    model = source.load(options, progress)
     with whole_folder(target.parent / f".{target.name}.export") as draft:
         report = graph_from_source(
             model, draft / target.name, ranges=ranges, opset=opset, exporter=exporter, progress=progress
