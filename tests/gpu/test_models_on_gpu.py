@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 import trtship
 from trtship.spec import as_plain
 
@@ -25,11 +26,11 @@ class Large(torch.nn.Module):
         self.down = torch.nn.Linear(64, 10)
         with torch.no_grad():
             self.up.weight.mul_(15000)
-            self.scores.weight.mul_(8)
+            self.scores.weight.mul_(2)
 
     def forward(self, input):
         x = self.norm(self.up(input.flatten(1)))
-        return self.down(torch.softmax(self.scores(x), dim=-1) * 64)
+        return self.down(torch.softmax(self.scores(x), dim=-1) * 16)
 
 def large():
     torch.manual_seed(0)
