@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ import msgspec
 from filelock import FileLock
 
 from trtship.errors import OutputError, SpecError
-from trtship.files import cache_root, explain_os_error, sha256_of, whole_file, whole_folder
+from trtship.files import cache_root, sha256_of, whole_file, whole_folder
 from trtship.spec import Record, from_json, to_json
 
 FORMAT = 2
@@ -69,17 +71,30 @@ class Cache:
         key = key_of(name, inputs)
         folder = self.root / name / key
         changed = self._changes(name, subject, inputs)
-        try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(folder.parent / f"{key}.lock"):
-                hit = self._is_whole(folder)
-                if not hit:
-                    self._fill(folder, name, inputs, make)
-        except OSError as error:
-            raise explain_os_error(error, self.root) from error
+        with self._locked(folder):
+            hit = self._is_whole(folder)
+            if not hit:
+                self._fill(folder, name, inputs, make)
         self._remember(name, subject, inputs)
         entry = from_json((folder / "entry.json").read_bytes(), EntryRecord, what="a cache entry")
         return Entry(folder, key, hit, changed, entry.files)
+
+    @contextmanager
+    def _locked(self, folder: Path) -> Iterator[None]:
+        lock = FileLock(folder.parent / f"{folder.name}.lock")
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except OSError as error:
+            raise OutputError(
+                f"cannot write to the cache in {self.root}",
+                why=f"{error.filename}: {error.strerror}" if error.filename else str(error),
+                do="set TRTSHIP_CACHE to a folder that you may write to, or free some space",
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
 
     def _is_whole(self, folder: Path) -> bool:
         try:
@@ -99,7 +114,7 @@ class Cache:
             (draft / "entry.json").write_bytes(to_json(entry))
 
     def _last(self, name: str, subject: str) -> Path:
-        digest = hashlib.sha256(subject.encode()).hexdigest()[:32]
+        digest = hashlib.sha256(os.fsencode(subject)).hexdigest()[:32]
         return self.root / "last" / f"{name}-{digest}.json"
 
     def _changes(self, name: str, subject: str, inputs: Mapping[str, Any]) -> tuple[str, ...]:

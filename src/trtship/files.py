@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import fcntl
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from trtship.errors import OutputError
+
+ELSEWHERE = "choose a place that you may write to, or mend its permissions"
+REMEDIES = {
+    errno.EACCES: ELSEWHERE,
+    errno.EPERM: ELSEWHERE,
+    errno.EROFS: "choose a place on a disk that is not read-only",
+    errno.EEXIST: "a part of the path is a file: choose another path",
+    errno.ENOTDIR: "a part of the path is a file: choose another path",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EFBIG: "raise the limit on file sizes (ulimit -f), or write to another disk",
+}
+RENAME_EXCHANGE = 2
+"""Of Linux's renameat2, include/uapi/linux/fs.h: both paths change places in one step."""
 
 
 def sha256_of(path: Path) -> str:
@@ -22,86 +38,150 @@ def sha256_of(path: Path) -> str:
 
 def explain_os_error(error: OSError, path: Path) -> OutputError:
     """The user's message for a full disk, missing permission and the like, met while writing `path`."""
-    remedy = {
-        errno.ENOSPC: "free some space, or write to another disk",
-        errno.EDQUOT: "free some of your quota, or write to another disk",
-        errno.EACCES: "choose a folder that you may write to, or mend its permissions",
-        errno.EPERM: "choose a folder that you may write to, or mend its permissions",
-        errno.EROFS: "choose a folder on a disk that is not read-only",
-        errno.ENOTDIR: "a part of the path is a file: choose another path",
-    }.get(error.errno or 0, "choose another path")
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        remedy = f"free some space there and in {tempfile.gettempdir()} (or set TMPDIR), or write to another disk"
+    else:
+        remedy = REMEDIES.get(error.errno or 0, "choose another path")
     return OutputError(f"cannot write {path}", why=error.strerror or str(error), do=remedy)
 
 
 @contextmanager
-def whole_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
-    """A temporary folder beside `target`, renamed to it when the block ends well, removed when it does not.
+def writing(path: Path) -> Iterator[None]:
+    """Turns an OSError about `path`'s folder, or about no path at all (a full disk), into the user's message."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None and not str(error.filename).startswith(str(path.absolute().parent)):
+            raise
+        raise explain_os_error(error, path) from error
 
-    With `replace`, what stood at `target` is moved aside first and removed afterwards. Raises OutputError.
+
+@contextmanager
+def draft_beside(target: Path) -> Iterator[Path]:
+    """A new folder beside `target`, `.NAME.xxxxxxxx.partial`, to write in; gone with all in it when the block ends.
+
+    Parents of `target` that are missing are made, and taken away again where nothing came to stand in them. The
+    folder is locked while it is in use; those of killed runs, which nobody holds any more, are removed on the way.
+    Raises OutputError.
     """
     target = target.absolute()
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
-    except OSError as error:
-        raise explain_os_error(error, target) from error
-    try:
-        yield draft
-        draft.chmod(0o755)
-        _swap_in(draft, target, replace=replace)
-    except OSError as error:
-        if error.filename is not None and not str(error.filename).startswith(str(target.parent)):
-            raise
-        raise explain_os_error(error, target) from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-
-
-def _swap_in(draft: Path, target: Path, *, replace: bool) -> None:
-    if replace and target.exists():
-        aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent))
+    missing = [parent for parent in target.parents if not os.path.lexists(parent)]
+    with writing(target):
         try:
-            os.rename(target, aside / "old")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _sweep(target)
+            draft, lock = _locked_folder(target)
             try:
-                os.rename(draft, target)
-            except OSError:
-                os.rename(aside / "old", target)
-                raise
+                yield draft
+            finally:
+                shutil.rmtree(draft, ignore_errors=True)
+                os.close(lock)
         finally:
-            shutil.rmtree(aside, ignore_errors=True)
-    else:
-        os.rename(draft, target)
+            for parent in missing:
+                with suppress(OSError):
+                    parent.rmdir()
+
+
+def _locked_folder(target: Path) -> tuple[Path, int]:
+    """A new draft folder and the descriptor that holds its lock, until it is closed or the process ends."""
+    while True:
+        draft = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+        try:
+            lock = os.open(draft, os.O_RDONLY)
+        except FileNotFoundError:
+            continue  # another run swept it before it was locked
+        with suppress(OSError):  # a file system without locks: then nothing is swept there either
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        if draft.exists():
+            return draft, lock
+        os.close(lock)
+
+
+def _sweep(target: Path) -> None:
+    """Remove the drafts for `target` that no living process has locked."""
+    ours = re.compile(re.escape(f".{target.name}.") + r"[a-z0-9_]{8}\.partial")
+    for name in [name for name in os.listdir(target.parent) if ours.fullmatch(name)]:
+        with suppress(OSError):
+            lock = os.open(target.parent / name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(target.parent / name)
+            finally:
+                os.close(lock)
+
+
+@contextmanager
+def whole_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
+    """An empty folder of `target`'s name, in a draft beside it, put in its place when the block ends well.
+
+    With `replace`, the two change places and what stood at `target` is removed. Raises OutputError.
+    """
+    target = target.absolute()
+    with draft_beside(target) as draft:
+        folder = draft / target.name
+        with writing(target):
+            folder.mkdir()
+        yield folder
+        with writing(target):
+            if replace and target.exists():
+                _exchange(folder, target)
+            else:
+                os.rename(folder, target)
+
+
+def _exchange(one: Path, other: Path) -> None:
+    """In one step where the system can; else in two, undone where the second fails."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):
+        renameat2 = None
+    here = -100  # AT_FDCWD
+    if renameat2 and not renameat2(here, os.fsencode(one), here, os.fsencode(other), RENAME_EXCHANGE):
+        return
+    aside = one.with_name("aside")
+    os.rename(other, aside)
+    try:
+        os.rename(one, other)
+    except BaseException:
+        if not other.exists():
+            os.rename(aside, other)
+        raise
 
 
 @contextmanager
 def whole_file(target: Path) -> Iterator[Path]:
-    """A temporary path beside `target`, renamed to it when the block ends well, removed when it does not."""
-    target = target.absolute()
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent)
-        os.close(handle)
-    except OSError as error:
-        raise explain_os_error(error, target) from error
-    draft = Path(name)
-    try:
-        yield draft
-        draft.chmod(0o644)
-        os.replace(draft, target)
-    except OSError as error:
-        if error.filename is not None and not str(error.filename).startswith(str(target.parent)):
-            raise
-        raise explain_os_error(error, target) from error
-    finally:
-        draft.unlink(missing_ok=True)
+    """A path in a draft beside `target`, where the block writes a file; renamed to `target` when it ends well.
+
+    Raises OutputError.
+    """
+    with draft_beside(target) as draft:
+        yield draft / target.name
+        with writing(target):
+            os.replace(draft / target.name, target)
 
 
 def refuse_to_replace(target: Path, *, force: bool) -> None:
-    """Raises OutputError when a file stands at `target` and `force` is not given, or a folder in any case."""
-    if target.is_dir():
-        raise OutputError(f"{target} is a folder", why="a file is to be written there", do="choose another -o")
-    if target.exists() and not force:
-        raise OutputError(f"{target} exists", do="--force replaces it, or choose another -o")
+    """Raises OutputError when a file stands at `target` and `force` is not given, or a folder in any case; and,
+    before any work is done, where `target` could not be written."""
+    with writing(target):
+        if target.is_dir():
+            raise OutputError(f"{target} is a folder", why="a file is to be written there", do="choose another path")
+        if os.path.lexists(target) and not force:
+            raise OutputError(
+                f"{target} exists", why="it is not replaced unasked", do="--force replaces it, or choose another path"
+            )
+    check_writable(target)
+
+
+def check_writable(target: Path) -> None:
+    """Raises OutputError where nothing could be put at `target`, as far as can be told without trying."""
+    with writing(target):
+        parent = target.absolute().parent
+        while not parent.exists():
+            parent = parent.parent
+        why = "it is a file" if not parent.is_dir() else "no write permission"
+        if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+            raise OutputError(f"cannot write {target}", why=f"{parent}: {why}", do=ELSEWHERE)
 
 
 def cache_root() -> Path:

@@ -36,7 +36,11 @@ def plan_file_from_onnx(
 
     The graph is fp32, as `trtship export` writes it; its precision is set first. Raises UserError, BuildError.
     """
-    refuse_to_replace(target, force=force)
+    log = log or target.with_name(target.name + ".log")
+    for path in (target, log):
+        refuse_to_replace(path, force=force)
+    if log.absolute() == target.absolute():
+        raise SpecError(f"--log {log} is the plan's own path", why="each needs its own file", do="choose another --log")
     chosen, why = choose_family(family)
     check_targets(chosen, targets)
     options = SourceOptions(source=str(graph))
@@ -70,10 +74,9 @@ def plan_file_from_onnx(
                 targets=targets,
                 progress=progress,
             )
-    with whole_file(log or target.with_name(target.name + ".log")) as draft:
-        draft.write_text(plan.log)
-    with whole_file(target) as draft:
-        draft.write_bytes(plan.data)
+    with whole_file(target) as plan_draft, whole_file(log) as log_draft:
+        log_draft.write_text(plan.log)
+        plan_draft.write_bytes(plan.data)
     return plan.report
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from trtship.errors import SpecError
 from trtship.export.graph import adopt_graph
 from trtship.export.onnx import EXPORTERS, Exporter, ExportReport, onnx_from_torch
-from trtship.files import refuse_to_replace, whole_folder
+from trtship.files import draft_beside, refuse_to_replace
 from trtship.progress import SILENT, Progress
 from trtship.sources import LoadedGraph, LoadedModel, SourceOptions, resolve
 from trtship.spec import ShapeRange
@@ -47,7 +47,9 @@ def parse_exporter(text: str | None) -> Exporter | None:
             return name
     if text is None:
         return None
-    raise SpecError(f"unknown exporter {text!r}", why=f"the exporters are {', '.join(EXPORTERS)}")
+    raise SpecError(
+        f"unknown exporter {text!r}", why=f"the exporters are {', '.join(EXPORTERS)}", do="name one, or leave it away"
+    )
 
 
 def export_source(
@@ -66,11 +68,10 @@ def export_source(
     source = resolve(options.source)
     source.check(options)
     model = source.load(options, progress)
-    with whole_folder(target.parent / f".{target.name}.export") as draft:
+    with draft_beside(target) as draft:
         report = graph_from_source(
             model, draft / target.name, ranges=ranges, opset=opset, exporter=exporter, progress=progress
         )
         for file in sorted(draft.iterdir(), key=lambda p: p.name == target.name):
             file.replace(target.parent / file.name)
-    (target.parent / f".{target.name}.export").rmdir()
     return report

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from trtship.errors import GraphError
-from trtship.files import explain_os_error
+from trtship.files import draft_beside
 from trtship.needs import need
 
 if TYPE_CHECKING:
@@ -59,12 +57,7 @@ def save_graph(model: onnx_ir.Model, path: Path, *, external_over: int = EXTERNA
     tensors = [value.const_value for value in _initializers(model)]
     external = sum(tensor.nbytes for tensor in tensors if tensor is not None) > external_over
     data = path.with_name(path.name + ".data")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
-    except OSError as error:
-        raise explain_os_error(error, path) from error
-    try:
+    with draft_beside(path) as draft:
         if external:
             ir.save(model, draft / path.name, external_data=data.name, size_threshold_bytes=1024)
         else:
@@ -73,10 +66,6 @@ def save_graph(model: onnx_ir.Model, path: Path, *, external_over: int = EXTERNA
         if external:
             os.replace(draft / data.name, data)
         os.replace(draft / path.name, path)
-    except OSError as error:
-        raise explain_os_error(error, path) from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     return (path, data) if external else (path,)
 
 
