@@ -24,8 +24,23 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 def to_json(value: object, *, indent: int = 2) -> bytes:
-    """JSON with sorted keys, so that equal values give equal bytes."""
-    return msgspec.json.format(msgspec.json.encode(value, order="sorted"), indent=indent) + b"\n"
+    """JSON with sorted keys, so that equal values give equal bytes.
+
+    Bytes of file names that are no UTF-8 (surrogates in Python's strings) are written as escapes, `\\udcff`.
+    """
+    try:
+        data = msgspec.json.encode(value, order="sorted")
+    except UnicodeEncodeError:
+        data = msgspec.json.encode(_without_surrogates(msgspec.to_builtins(value)), order="sorted")
+    return msgspec.json.format(data, indent=indent) + b"\n"
+
+
+def _without_surrogates(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {_without_surrogates(key): _without_surrogates(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_surrogates(item) for item in value]
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
 
 
 def from_json(data: bytes, kind: type[T], *, what: str) -> T:
