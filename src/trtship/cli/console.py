@@ -5,31 +5,58 @@ With `--json`, stdout gets one JSON document, and nothing else. rich is imported
 
 from __future__ import annotations
 
+import io
+import os
 import sys
-from typing import Any
+from typing import Any, Self
 
-from trtship.errors import TrtshipError
+from trtship.errors import OutputError, TrtshipError
 from trtship.progress import SILENT, Progress
 
 
 class Console:
-    """`json`: one document on stdout and no tables; `quiet`: no progress and no notes."""
+    """`json`: one document on stdout and no tables; `quiet`: no progress and no notes.
+
+    As a context manager with `json`, it keeps stdout to itself: whatever else this process prints there, from Python
+    or native code, goes to stderr meanwhile.
+    """
 
     def __init__(self, *, json: bool = False, quiet: bool = False) -> None:
         self.json, self.quiet = json, quiet
         self._progress: Progress | None = None
         self._said = False
+        self._kept: int | None = None
+        self._gone = False
+
+    def __enter__(self) -> Self:
+        stream = sys.stdout
+        if self.json and stream is sys.__stdout__ and stream is not None:
+            stream.flush()
+            self._kept = os.dup(1)
+            os.dup2(2, 1)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end_progress()
+        if self._kept is not None:
+            sys.stdout.flush()
+            os.dup2(self._kept, 1)
+            os.close(self._kept)
+            self._kept = None
 
     def print(self, renderable: Any) -> None:
-        """Text or a rich renderable, on stdout; nothing with --json."""
+        """Text or a rich renderable, on stdout; nothing with --json. Raises OutputError where stdout takes nothing."""
         if self.json:
             return
         if isinstance(renderable, str):
-            print(renderable)
+            self._write(renderable + "\n")
             return
         from rich.console import Console as Rich
 
-        Rich(soft_wrap=False, width=None if sys.stdout.isatty() else 120, highlight=False).print(renderable)
+        # not straight to stdout: where its reader has gone, rich ends the process with exit code 1
+        page, live = _Page(sys.stdout.encoding), sys.stdout.isatty()
+        Rich(file=page, force_terminal=live, width=None if live else 120, highlight=False).print(renderable)
+        self._write(page.getvalue())
 
     def result(self, value: object) -> None:
         """The verb's one JSON document: a record, or plain dicts and lists. Nothing without --json."""
@@ -37,15 +64,33 @@ class Console:
             from trtship.spec import to_json
 
             self._said = True
-            sys.stdout.write(to_json(value).decode())
-            sys.stdout.flush()
+            self._write(to_json(value).decode())
 
-    def note(self, text: str) -> None:
-        """One line on stderr."""
-        self.progress.note(text)
+    def _write(self, text: str) -> None:
+        """On stdout: a reader that has gone (`| head`) is no error, a full disk is."""
+        if self._gone:
+            return
+        try:
+            if self._kept is None:
+                sys.stdout.write(text)
+                sys.stdout.flush()
+            else:
+                with os.fdopen(os.dup(self._kept), "w", encoding="utf-8") as stdout:
+                    stdout.write(text)
+        except OSError as error:
+            self._gone = True
+            if self._kept is None:  # what is left in the buffer would fail again when Python exits
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            if not isinstance(error, BrokenPipeError):
+                raise OutputError(
+                    "cannot write the result to stdout",
+                    why=error.strerror or str(error),
+                    do="free some space, or send it elsewhere",
+                ) from error
 
     def failed(self, error: TrtshipError) -> None:
         """The error's message on stderr, and with --json `{"error": ...}` on stdout as well."""
+        self.end_progress()
         print(f"error: {error}", file=sys.stderr)
         self.result({"error": error.as_dict()})
 
@@ -61,9 +106,21 @@ class Console:
                 self._progress = LiveProgress()
         return self._progress
 
-    def close(self) -> None:
+    def end_progress(self) -> None:
         """Ends the live line, if there is one."""
         close = getattr(self._progress, "close", None)
         if close is not None:
             close()
         self._progress = None
+
+
+class _Page(io.StringIO):
+    """Text for a stream of this encoding: rich draws its boxes with what that has."""
+
+    def __init__(self, encoding: str) -> None:
+        super().__init__()
+        self._encoding = encoding
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]  # a plain attribute in typeshed
+        return self._encoding

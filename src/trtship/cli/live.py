@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import suppress
 
 from rich.console import Console as Rich
 from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
@@ -63,4 +64,5 @@ class LiveProgress(Progress):
         if self._bars is not None:
             self._bars.console.print(text, markup=False)
         else:
-            print(text, file=sys.stderr, flush=True)
+            with suppress(OSError):  # nobody reads it any more, which is no reason to stop working
+                print(text, file=sys.stderr, flush=True)

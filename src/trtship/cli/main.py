@@ -7,7 +7,9 @@ Verbs import what they need when they run, so that `trtship --help` is quick.
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
+import io
 import os
 import signal
 import sys
@@ -17,16 +19,31 @@ from typing import Any, NoReturn
 
 from trtship import __version__
 from trtship.cli.console import Console
-from trtship.errors import Cancelled, TrtshipError, UserError
+from trtship.errors import Cancelled, DependencyError, TrtshipError, UserError
 
 VERBS = ("deploy", "run", "inspect", "verify", "export", "simplify", "build", "doctor")
+
+
+SURROUNDINGS = {
+    errno.EACCES: "mend its permissions, or use another path",
+    errno.EPERM: "mend its permissions, or use another path",
+    errno.EROFS: "use a path on a disk that is not read-only",
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some of your quota",
+    errno.EFBIG: "raise the limit on file sizes (ulimit -f)",
+    errno.ENAMETOOLONG: "use a shorter name",
+    errno.ELOOP: "mend the symbolic links in it",
+    errno.EIO: "check the disk",
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+}
+"""What goes wrong around trtship, whatever it was doing, and what helps."""
 
 
 class _Parser(argparse.ArgumentParser):
     """argparse, with trtship's way of telling a mistake."""
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{self.prog}: {message}", do=f"see {self.prog} --help")
+        raise UserError(f"{self.prog}: {message}", why="it is written otherwise", do=f"see {self.prog} --help")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -60,40 +77,61 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    console = Console(json="--json" in argv, quiet="--quiet" in argv)
-    debug = "--debug" in argv
-    signal.signal(signal.SIGTERM, _terminated)
-    try:
-        arguments = _parser().parse_args(argv)
-        code = int(arguments.run(arguments, console))
-        sys.stdout.flush()
-        return code
-    except TrtshipError as error:
-        return _report(error, console, debug)
-    except KeyboardInterrupt:
-        return _report(Cancelled("cancelled", why="Ctrl-C", do="nothing was left behind"), console, debug)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except Exception as error:
-        bug = TrtshipError(
-            f"trtship failed in a way it should not: {type(error).__name__}: {error}",
-            do="run again with --debug and report the traceback, please",
-        )
-        return _report(bug, console, debug, cause=error)
-    finally:
-        console.close()
+    _mend_streams()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, _terminated)
+    with Console(json="--json" in argv, quiet="--quiet" in argv) as console:
+        try:
+            arguments = _parser().parse_args(argv)
+            return int(arguments.run(arguments, console))
+        except (Exception, KeyboardInterrupt) as error:
+            return _report(error, console, debug="--debug" in argv)
 
 
-def _report(error: TrtshipError, console: Console, debug: bool, cause: BaseException | None = None) -> int:
-    console.close()
+def _report(error: BaseException, console: Console, *, debug: bool) -> int:
     if debug:
         import traceback
 
-        traceback.print_exception(cause or error, file=sys.stderr)
-    console.failed(error)
-    return error.exit_code
+        console.end_progress()
+        traceback.print_exception(error, file=sys.stderr)
+    explained = _explain(error)
+    try:
+        console.failed(explained)
+    except TrtshipError as unwritten:  # the error itself, as JSON, on a stdout that takes nothing
+        print(f"error: {unwritten}", file=sys.stderr)
+    return explained.exit_code
+
+
+def _explain(error: BaseException) -> TrtshipError:
+    """The error as the user should read it."""
+    if isinstance(error, TrtshipError):
+        return error
+    if isinstance(error, KeyboardInterrupt):
+        return Cancelled("cancelled", why=str(error) or "Ctrl-C", do="run it again: nothing half-made was left behind")
+    if isinstance(error, OSError) and error.errno in SURROUNDINGS:
+        what = f"cannot use {error.filename}" if error.filename else "reading or writing failed"
+        return UserError(what, why=error.strerror or str(error), do=SURROUNDINGS[error.errno])
+    if isinstance(error, ModuleNotFoundError) and error.name and error.name.split(".")[0] != "trtship":
+        return DependencyError(
+            f"this Python lacks the package {error.name}", why=str(error), do="pip install trtship, into this Python"
+        )
+    return TrtshipError(
+        f"trtship failed in a way it should not: {type(error).__name__}: {error}",
+        why="this is a bug in trtship",
+        do="run again with --debug and report the traceback, please",
+    )
+
+
+def _mend_streams() -> None:
+    """Streams that the caller closed become /dev/null; letters that a stream cannot show are written as escapes."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - open until the process ends
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _terminated(signum: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+    raise KeyboardInterrupt(signal.Signals(signum).name)
