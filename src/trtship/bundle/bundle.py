@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -18,6 +19,7 @@ from trtship.spec import TensorSpec
 from trtship.verify import Reference, Verdict
 
 MANIFEST = "manifest.json"
+T = TypeVar("T")
 
 
 class Bundle(msgspec.Struct, frozen=True):
@@ -37,42 +39,45 @@ class Bundle(msgspec.Struct, frozen=True):
             why = "it is a file" if folder.exists() else "there is no such folder"
             raise BundleError(f"{folder} is no bundle", why=why, do="trtship deploy makes one")
         try:
-            data = (folder / MANIFEST).read_bytes()
-        except FileNotFoundError as error:
-            raise BundleError(
-                f"{folder} is no bundle", why=f"it has no {MANIFEST}", do="trtship deploy makes one"
-            ) from error
+            if not (folder / MANIFEST).is_file():
+                raise BundleError(f"{folder} is no bundle", why=f"it has no {MANIFEST}", do="trtship deploy makes one")
+            data = _own(folder, MANIFEST).read_bytes()
         except OSError as error:
-            raise BundleError(f"{folder} cannot be read", why=error.strerror or str(error)) from error
+            raise BundleError(
+                f"{folder} cannot be read", why=error.strerror or str(error), do="mend its permissions, or copy it"
+            ) from error
         bundle = Bundle(folder, read_manifest(data, where=str(folder / MANIFEST)))
         with progress.stage("check hashes", folder.name):
             for name in bundle.manifest.files:
-                bundle._check(name, None)
+                bundle._check(name, sha256_of, lambda digest: digest)
         return bundle
 
     def path(self, name: str) -> Path:
         """Where a listed file is. Raises BundleCorruptError for a name that leaves the folder, or is not listed."""
         pure = PurePosixPath(name)
         if pure.is_absolute() or ".." in pure.parts or name not in self.manifest.files:
-            raise BundleCorruptError(f"{self.folder} names a file that is not its own: {name!r}")
-        return self.folder / pure
+            raise BundleCorruptError(
+                f"{self.folder} names a file that is not its own: {name!r}",
+                why="its manifest does not list it as a path within the bundle",
+                do="deploy the model again",
+            )
+        return _own(self.folder, name)
 
     def read(self, name: str) -> bytes:
         """A file's bytes, hashed again as they are now: what is returned is what was shipped."""
-        try:
-            data = self.path(name).read_bytes()
-        except OSError as error:
-            raise self._broken(name, error.strerror or str(error)) from error
-        self._check(name, data)
-        return data
+        return self._check(name, lambda path: path.read_bytes(), lambda data: hashlib.sha256(data).hexdigest())
 
-    def _check(self, name: str, data: bytes | None) -> None:
+    def _check(self, name: str, read: Callable[[Path], T], digest: Callable[[T], str]) -> T:
+        path = self.path(name)
         try:
-            digest = sha256_of(self.path(name)) if data is None else hashlib.sha256(data).hexdigest()
+            if not path.is_file():
+                raise self._broken(name, "it is no plain file" if path.exists() else "it is missing")
+            found = read(path)
         except OSError as error:
             raise self._broken(name, error.strerror or str(error)) from error
-        if digest != self.manifest.files[name]:
+        if digest(found) != self.manifest.files[name]:
             raise self._broken(name, "its SHA-256 is not the manifest's: it was changed or damaged")
+        return found
 
     def _broken(self, name: str, why: str) -> BundleCorruptError:
         return BundleCorruptError(
@@ -105,6 +110,18 @@ class Bundle(msgspec.Struct, frozen=True):
         manifest = msgspec.structs.replace(self.manifest, verdicts=verdicts)
         write_manifest(self.folder, manifest)
         return Bundle(self.folder, manifest)
+
+
+def _own(folder: Path, name: str) -> Path:
+    """A file of the bundle's. Raises BundleCorruptError for a link that leads out of its folder."""
+    path = folder / PurePosixPath(name)
+    if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
+        raise BundleCorruptError(
+            f"{path} leads out of the bundle",
+            why=f"it is a link to {os.path.realpath(path)}, which may change at any time",
+            do="put a copy of the file there, or copy the bundle again from where it was made",
+        )
+    return path
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
