@@ -173,7 +173,7 @@ def refuse_to_replace(target: Path, *, force: bool) -> None:
     check_writable(target)
 
 
-def check_writable(target: Path) -> None:
+def check_writable(target: Path, *, do: str = ELSEWHERE) -> None:
     """Raises OutputError where nothing could be put at `target`, as far as can be told without trying."""
     with writing(target):
         parent = target.absolute().parent
@@ -181,7 +181,7 @@ def check_writable(target: Path) -> None:
             parent = parent.parent
         why = "it is a file" if not parent.is_dir() else "no write permission"
         if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-            raise OutputError(f"cannot write {target}", why=f"{parent}: {why}", do=ELSEWHERE)
+            raise OutputError(f"cannot write {target}", why=f"{parent}: {why}", do=do)
 
 
 def cache_root() -> Path:

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from trtship.bundle.bundle import Bundle
+from trtship.bundle.bundle import MANIFEST, Bundle
 from trtship.bundle.runtime import open_session
 from trtship.errors import MachineError
-from trtship.files import sha256_of
+from trtship.files import check_writable, sha256_of
 from trtship.passes import emulate_bfloat16
 from trtship.progress import SILENT, Progress
 from trtship.session.base import Session
@@ -54,6 +54,8 @@ def verify_bundle(
     Raises BundleError (and subclasses), ImageError; a gate that fails is a verdict, not an error.
     """
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle, progress=progress)
+    if record:
+        check_writable(opened.folder / MANIFEST, do="--no-record (record=False) only shows them, or mend its permissions")
     fresh = check_bundle(
         opened, eval_dir=None if eval_dir is None else Path(eval_dir), family=family, device=device, progress=progress
     )
