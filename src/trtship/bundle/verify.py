@@ -55,7 +55,7 @@ def verify_bundle(
     """
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle, progress=progress)
     if record:
-        check_writable(opened.folder / MANIFEST, do="--no-record (record=False) only shows them, or mend its permissions")
+        check_writable(opened.folder / MANIFEST, do="--no-record only shows the verdicts, or mend its permissions")
     fresh = check_bundle(
         opened, eval_dir=None if eval_dir is None else Path(eval_dir), family=family, device=device, progress=progress
     )
