@@ -81,7 +81,9 @@ class Precision(StrEnum):
             return Precision(text)
         except ValueError:
             names = ", ".join(p.value for p in Precision)
-            raise SpecError(f"unknown precision {text!r}", why=f"the precisions are {names}") from None
+            raise SpecError(
+                f"unknown precision {text!r}", why=f"the precisions are {names}", do="name one of them"
+            ) from None
 
 
 class ShapeRange(Record, frozen=True):
@@ -149,7 +151,11 @@ class TensorSpec(Record, frozen=True):
             )
         dtype = match[3] or "float32"
         if dtype not in DTYPES:
-            raise SpecError(f"--input {text!r}: unknown dtype {dtype!r}", why=f"the dtypes are {', '.join(DTYPES)}")
+            raise SpecError(
+                f"--input {text!r}: unknown dtype {dtype!r}",
+                why=f"the dtypes are {', '.join(DTYPES)}",
+                do="name one, or none for float32",
+            )
         return TensorSpec(name=match[1], shape=tuple(int(s) if s.isdigit() else s for s in sizes), dtype=dtype)
 
     def with_sizes(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
@@ -176,7 +182,7 @@ def parse_sizes(texts: Iterable[str]) -> dict[str, ShapeRange]:
                 do="for example --size L=16:32:64",
             )
         if letter in found:
-            raise SpecError(f"--size {letter}=... was given more than once", do="keep one")
+            raise SpecError(f"--size {letter}=... was given more than once", why="one range per size", do="keep one")
         found[letter] = ShapeRange.parse(sizes, option=f"--size {letter}=")
     return found
 

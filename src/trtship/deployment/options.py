@@ -12,6 +12,8 @@ import msgspec
 
 from trtship import __version__
 from trtship.errors import OutputError, SpecError
+from trtship.export.onnx import check_opset
+from trtship.export.source import parse_exporter
 from trtship.files import sha256_of
 from trtship.gpu import list_gpus
 from trtship.pictures import list_image_folder
@@ -70,12 +72,17 @@ class DeployOptions(Record, frozen=True):
         if self.io_dtype not in ("float32", self.precision.graph_dtype):
             raise SpecError(
                 f"--io-dtype {self.io_dtype} does not go with --precision {self.precision.value}",
-                why=f"it takes float32 or {self.precision.graph_dtype}",
+                why=f"it takes {' or '.join(sorted({'float32', self.precision.graph_dtype}))}",
+                do="leave it away for float32",
             )
         if self.io_dtype == "bfloat16":
             raise SpecError("--io-dtype bfloat16 is not supported", why="numpy has no such type", do="leave it away")
         if not 0 <= self.max_drop <= 100:
-            raise SpecError(f"--max-drop {self.max_drop} is no number of points", why="it takes 0 to 100")
+            raise SpecError(
+                f"--max-drop {self.max_drop} is no number of points", why="it takes 0 to 100", do="0.5 is usual"
+            )
+        check_opset(self.opset)
+        parse_exporter(self.exporter)
         if self.eval_dir is not None:
             list_image_folder(self.eval_dir)
         if self.labels is not None:

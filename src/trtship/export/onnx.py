@@ -67,9 +67,8 @@ def onnx_from_torch(
     Raises SpecError (opset), GraphError (no exporter takes the model), ExportMismatchError (its graph is not the
     model, at some batch).
     """
+    check_opset(opset)
     opset = DEFAULT_OPSET if opset is None else opset
-    if opset not in OPSETS:
-        raise SpecError(f"--opset {opset} is not supported", why=f"it takes {OPSETS[0]} to {OPSETS[-1]}")
     traced = traced_sizes(inputs, ranges or {})
     failures: list[TrtshipError] = []
     for candidate in [exporter] if exporter else EXPORTERS:
@@ -99,6 +98,16 @@ def onnx_from_torch(
     if wrong:
         raise wrong[-1]
     raise failures[0]
+
+
+def check_opset(opset: int | None) -> None:
+    """Raises SpecError for one that is not supported; None is the default."""
+    if opset is not None and opset not in OPSETS:
+        raise SpecError(
+            f"--opset {opset} is not supported",
+            why=f"it takes {OPSETS[0]} to {OPSETS[-1]}",
+            do=f"leave it away for {DEFAULT_OPSET}",
+        )
 
 
 def traced_sizes(inputs: Sequence[TensorSpec], ranges: Mapping[str, ShapeRange]) -> dict[str, int]:

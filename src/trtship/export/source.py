@@ -7,7 +7,7 @@ from pathlib import Path
 
 from trtship.errors import SpecError
 from trtship.export.graph import adopt_graph
-from trtship.export.onnx import EXPORTERS, Exporter, ExportReport, onnx_from_torch
+from trtship.export.onnx import EXPORTERS, Exporter, ExportReport, check_opset, onnx_from_torch
 from trtship.files import draft_beside, refuse_to_replace
 from trtship.progress import SILENT, Progress
 from trtship.sources import LoadedGraph, LoadedModel, SourceOptions, resolve
@@ -64,6 +64,7 @@ def export_source(
 ) -> ExportReport:
     """Load a source and write its checked graph to `target`, whole or not at all. Raises UserError, GateError."""
     parse_exporter(exporter)
+    check_opset(opset)
     refuse_to_replace(target, force=force)
     source = resolve(options.source)
     source.check(options)

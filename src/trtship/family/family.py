@@ -52,7 +52,11 @@ def choose_family(wanted: str | None = None) -> tuple[Family, str]:
     Full TensorRT is preferred where both are installed and it can be imported: it supports every GPU.
     """
     if wanted is not None and wanted not in FAMILIES:
-        raise SpecError(f"unknown TensorRT family {wanted!r}", why=f"the families are {', '.join(FAMILIES)}")
+        raise SpecError(
+            f"unknown TensorRT family {wanted!r}",
+            why=f"the families are {', '.join(FAMILIES)}",
+            do="name one, or leave it away",
+        )
     present = installed_families()
     broken = []
     for name in [wanted] if wanted else [f for f in FAMILIES if f in present]:
