@@ -9,13 +9,17 @@ import numpy as np
 
 from trtship.spec import Record, TensorSpec
 
+HUGE = float(np.finfo(np.float64).max)
+"""Stands for a relative error without end: JSON has no infinity."""
+
 
 class Measure(Record, frozen=True):
     """One output against its reference, at one set of sizes; None where a figure is not defined.
 
     `rel_l2` is the worst row's ||a - r|| / ||r||, `cosine` the worst row's a.r / (||a|| ||r||), `max_abs` the largest
     |a - r|, `top1_agreement` the share of rows with the same argmax (outputs of shape [B, C], C > 1, only).
-    `finite` is False when there is a NaN or Inf in the output, and then the other figures are None.
+    `finite` is False when there is a NaN or Inf in the output, or in its reference, against which nothing can then
+    be said; the other figures are None.
     """
 
     sizes: dict[str, int]
@@ -29,18 +33,18 @@ class Measure(Record, frozen=True):
 
 def measure(reference: Any, actual: Any, *, output: str, sizes: Mapping[str, int]) -> Measure:
     """Compare two arrays [B, ...] row by row, in float64; of different shapes, rel_l2 is the largest float64."""
-    r, a = np.asarray(reference), np.asarray(actual)
+    r, a = (np.asarray(v).astype(np.float64) for v in (reference, actual))
     if r.shape != a.shape:
-        return Measure(sizes=dict(sizes), output=output, finite=True, rel_l2=float(np.finfo(np.float64).max))
-    if not np.isfinite(a.astype(np.float64)).all():
+        return Measure(sizes=dict(sizes), output=output, finite=True, rel_l2=HUGE)
+    if not (np.isfinite(a).all() and np.isfinite(r).all()):
         return Measure(sizes=dict(sizes), output=output, finite=False)
-    rows = r.shape[0] if r.ndim else 1
-    r2, a2 = (v.astype(np.float64).reshape(rows, -1) for v in (r, a))
-    if r2.size == 0:
+    if r.size == 0:
         return Measure(sizes=dict(sizes), output=output, finite=True, rel_l2=0.0, max_abs=0.0)
+    r2, a2 = (v.reshape(v.shape[0] if v.ndim else 1, -1) for v in (r, a))
     difference, size_r, size_a = (np.linalg.norm(v, axis=1) for v in (a2 - r2, r2, a2))
-    huge = np.finfo(np.float64).max
-    relative = np.where(difference == 0, 0.0, difference / np.where(size_r > 0, size_r, difference / huge))
+    off = np.where(difference == 0, 0.0, HUGE)
+    with np.errstate(over="ignore"):
+        relative = np.minimum(np.divide(difference, size_r, out=off, where=size_r > 0), HUGE)
     both = size_r * size_a
     cosine = np.where(both > 0, (r2 * a2).sum(axis=1) / np.where(both > 0, both, 1), (size_r == size_a).astype(float))
     has_classes = r.ndim == 2 and r.shape[1] > 1

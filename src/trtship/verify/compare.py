@@ -47,7 +47,7 @@ def compare(
     if largest is None:
         bad = next(m for m in measures if not m.finite)
         reason = f"NaN or Inf in {bad.output} at {bad.sizes}"
-    elif largest > bound.value:
+    elif not largest <= bound.value:
         bad = max(measures, key=lambda m: m.rel_l2 or 0.0)
         reason = f"{bad.output} is off by {largest:.3g} at {bad.sizes}, over the bound {bound.value:.3g}"
     return Verdict(
