@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from trtship.errors import OutputError, SpecError
 from trtship.files import cache_root, sha256_of, whole_file, whole_folder
 from trtship.spec import Record, from_json, to_json
 
-FORMAT = 2
+FORMAT = 3
 """Part of every key: raise it when the code of a stage changes what a stage makes."""
 
 
@@ -71,7 +71,7 @@ class Cache:
         key = key_of(name, inputs)
         folder = self.root / name / key
         changed = self._changes(name, subject, inputs)
-        with self._locked(folder):
+        with self._locked(folder.parent / f"{key}.lock"):
             hit = self._is_whole(folder)
             if not hit:
                 self._fill(folder, name, inputs, make)
@@ -80,11 +80,21 @@ class Cache:
         return Entry(folder, key, hit, changed, entry.files)
 
     @contextmanager
-    def _locked(self, folder: Path) -> Iterator[None]:
-        lock = FileLock(folder.parent / f"{folder.name}.lock")
+    def turn(self, subject: str, *, waiting: Callable[[], None]) -> Iterator[None]:
+        """Alone with `subject` among all runs that share this cache; `waiting` is called before a wait for another."""
+        with self._locked(self.root / "turns" / f"{_digest(subject)}.lock", waiting):
+            yield
+
+    @contextmanager
+    def _locked(self, path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+        lock = FileLock(path)
         try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            lock.acquire()
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                waiting()
+                lock.acquire()
         except OSError as error:
             raise OutputError(
                 f"cannot write to the cache in {self.root}",
@@ -114,8 +124,7 @@ class Cache:
             (draft / "entry.json").write_bytes(to_json(entry))
 
     def _last(self, name: str, subject: str) -> Path:
-        digest = hashlib.sha256(os.fsencode(subject)).hexdigest()[:32]
-        return self.root / "last" / f"{name}-{digest}.json"
+        return self.root / "last" / f"{name}-{_digest(subject)}.json"
 
     def _changes(self, name: str, subject: str, inputs: Mapping[str, Any]) -> tuple[str, ...]:
         try:
@@ -127,6 +136,10 @@ class Cache:
     def _remember(self, name: str, subject: str, inputs: Mapping[str, Any]) -> None:
         with whole_file(self._last(name, subject)) as draft:
             draft.write_bytes(to_json(dict(inputs)))
+
+
+def _digest(subject: str) -> str:
+    return hashlib.sha256(os.fsencode(subject)).hexdigest()[:32]
 
 
 def key_of(name: str, inputs: Mapping[str, Any]) -> str:

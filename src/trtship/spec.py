@@ -6,7 +6,7 @@ All are msgspec structs: strict types, unknown keys refused, JSON in and out wit
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, TypeVar
 
@@ -168,6 +168,27 @@ class TensorSpec(Record, frozen=True):
 
     def __str__(self) -> str:
         return f"{self.name}: {self.dtype} [{', '.join(str(d) for d in self.shape)}]"
+
+
+def batch_letter(inputs: Sequence[TensorSpec]) -> str | None:
+    """The letter that stands first in the first input's shape; None where that is a fixed size."""
+    first = inputs[0].shape[0] if inputs and inputs[0].shape else None
+    return first if isinstance(first, str) else None
+
+
+def batch_range(inputs: Sequence[TensorSpec], ranges: Mapping[str, ShapeRange]) -> ShapeRange:
+    """The batches that are taken: those of the batch's letter, or the one size that stands in its place."""
+    letter = batch_letter(inputs)
+    if letter is not None:
+        return ranges[letter]
+    size = int(inputs[0].shape[0]) if inputs and inputs[0].shape else 1
+    return ShapeRange(min=size, opt=size, max=size)
+
+
+def classes_of(outputs: Sequence[TensorSpec]) -> int | None:
+    """The last size of the first output, which for a classifier is the number of its classes."""
+    last = outputs[0].shape[-1] if outputs and outputs[0].shape else None
+    return last if isinstance(last, int) else None
 
 
 def parse_sizes(texts: Iterable[str]) -> dict[str, ShapeRange]:

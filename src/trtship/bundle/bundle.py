@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
@@ -15,7 +15,6 @@ from trtship.bundle.manifest import Manifest, read_manifest, seal
 from trtship.errors import BundleCorruptError, BundleError
 from trtship.files import sha256_of, whole_file
 from trtship.progress import SILENT, Progress
-from trtship.spec import TensorSpec
 from trtship.verify import Reference, Verdict
 
 MANIFEST = "manifest.json"
@@ -90,7 +89,7 @@ class Bundle(msgspec.Struct, frozen=True):
     def labels(self) -> tuple[str, ...] | None:
         """One a class, None where the bundle has none."""
         name = self.manifest.labels
-        return None if name is None else tuple(self.read(name).decode().splitlines())
+        return None if name is None else tuple(self.read(name).decode().removesuffix("\n").split("\n"))
 
     def evidence(self, stage: str) -> dict[str, Any]:
         """The report of a stage: `export`, `simplify`, `precision`, `build`; empty where there is none."""
@@ -103,7 +102,9 @@ class Bundle(msgspec.Struct, frozen=True):
     def reference(self) -> Reference:
         """The inputs and eager-PyTorch outputs that the bundle carries."""
         m = self.manifest
-        return Reference.read(self.folder / "reference", inputs=m.inputs, outputs=m.outputs, sizes=m.reference_sizes)
+        return Reference.read(
+            lambda name: self.read(f"reference/{name}"), inputs=m.inputs, outputs=m.outputs, sizes=m.reference_sizes
+        )
 
     def with_verdicts(self, verdicts: tuple[Verdict, ...]) -> Bundle:
         """Record new verdicts in the manifest on disk. Raises OutputError where it cannot be written."""
@@ -136,8 +137,3 @@ def hash_files(folder: Path) -> dict[str, str]:
     found = {p.relative_to(folder).as_posix(): sha256_of(p) for p in files}
     found.pop(MANIFEST, None)
     return found
-
-
-def plan_specs(specs: tuple[TensorSpec, ...], dtypes: Mapping[str, str]) -> tuple[TensorSpec, ...]:
-    """The same tensors with other dtypes, for a plan whose inputs and outputs were asked for in low precision."""
-    return tuple(msgspec.structs.replace(s, dtype=dtypes.get(s.name, s.dtype)) for s in specs)

@@ -15,8 +15,7 @@ from trtship.errors import InputError
 from trtship.preprocess import preprocess_images
 from trtship.progress import SILENT, Progress
 from trtship.session.base import Array, Session, is_torch
-from trtship.spec import ShapeRange
-from trtship.verify.reference import batch_letter
+from trtship.spec import batch_range
 
 Pictures: TypeAlias = Any
 """A path, a PIL image, or a sequence of them."""
@@ -34,12 +33,14 @@ class Guess(msgspec.Struct, frozen=True):
 class BundleSession(Session):
     """A bundle's model, running. Call it with arrays (`[B, C, H, W]`, numpy or torch), or with pictures.
 
-    `runtime` says what runs and why; `bundle` is what was loaded.
+    `runtime` says what runs and why; `bundle` is what was loaded. Inputs, outputs and the sizes that are taken are
+    those of the bundle's plan, whatever runs: what works here works where the plan does.
     """
 
     def __init__(self, bundle: Bundle, session: Session, why: str) -> None:
         self.bundle, self._session = bundle, session
-        self.inputs, self.outputs, self.ranges = session.inputs, session.outputs, session.ranges
+        m = bundle.manifest
+        self.inputs, self.outputs, self.ranges = m.plan_inputs, m.plan_outputs, m.ranges
         self.runtime = f"{session.runtime}: {why}"
 
     def __call__(self, images: Pictures | Array | Mapping[str, Array]) -> Any:
@@ -68,12 +69,16 @@ class BundleSession(Session):
                 do="call the session with arrays",
             )
         many = images if isinstance(images, Sequence) and not isinstance(images, (str, bytes)) else [images]
+        if not many:
+            raise InputError("there are no pictures", why="the list is empty", do="pass one, or more")
         return preprocess_images(list(many), spec).astype(self.inputs[0].dtype, copy=False)
 
     def classify(self, images: Pictures, *, top: int = 5) -> list[list[Guess]]:
         """The `top` likeliest classes of each picture, likeliest first. Raises InputError for a model that is no
         classifier (its output is not [B, classes])."""
         logits = self(images)
+        if is_torch(logits):
+            logits = logits.float().cpu().numpy()
         if not isinstance(logits, np.ndarray) or logits.ndim != 2:
             raise InputError("this model is no classifier", why=f"its outputs are {', '.join(map(str, self.outputs))}")
         wide = logits.astype(np.float64)
@@ -86,14 +91,11 @@ class BundleSession(Session):
 
     def _run_pictures(self, array: Any) -> Any:
         """In chunks of at most the plan's largest batch; a chunk smaller than its smallest is filled up and cut."""
-        letter = batch_letter(self.inputs)
-        fixed = self.inputs[0].shape[0]
-        limits = self.ranges.get(letter) if letter else ShapeRange(min=int(fixed), opt=int(fixed), max=int(fixed))
-        size = limits.max if limits else len(array)
+        limits = batch_range(self.inputs, self.ranges)
         parts: list[dict[str, Any]] = []
-        for begin in range(0, len(array), size):
-            chunk = array[begin : begin + size]
-            short = max(0, limits.min - len(chunk)) if limits else 0
+        for begin in range(0, len(array), limits.max):
+            chunk = array[begin : begin + limits.max]
+            short = max(0, limits.min - len(chunk))
             filled = np.concatenate([chunk, np.repeat(chunk[-1:], short, axis=0)]) if short else chunk
             found = self.infer({self.inputs[0].name: filled})
             parts.append({name: value[: len(chunk)] for name, value in found.items()})

@@ -10,12 +10,12 @@ import msgspec
 from trtship.bundle.bundle import Bundle
 from trtship.cache import Cache
 from trtship.engine import plan_from_onnx
-from trtship.errors import DependencyError, DeviceError, MachineError
+from trtship.errors import DeviceError, MachineError
 from trtship.family import Family, choose_family, installed_families
 from trtship.gpu import list_gpus
 from trtship.progress import SILENT, Progress
 from trtship.session.base import Session
-from trtship.session.onnxruntime import CUDA, OnnxRuntimeSession
+from trtship.session.onnxruntime import OnnxRuntimeSession
 from trtship.session.tensorrt import TensorRTSession
 
 Runtime = Literal["auto", "tensorrt", "onnxruntime"]
@@ -40,7 +40,8 @@ def open_session(
 ) -> Chosen:
     """The best session that this machine can run: TensorRT where there is a GPU, else onnxruntime on the fp32 graph.
 
-    Raises MachineError where the asked `runtime` is not possible here.
+    Raises MachineError where the asked `runtime` is not possible here, or where `rebuild=False` and the plan does
+    not fit.
     """
     if runtime == "onnxruntime":
         return _onnxruntime(bundle, "as asked")
@@ -50,23 +51,33 @@ def open_session(
         return _onnxruntime(bundle, "no NVIDIA GPU here")
     if not installed_families():
         return _onnxruntime(bundle, "there is an NVIDIA GPU, but no TensorRT: pip install 'trtship[rtx]'")
+    _check_device(device)
     try:
         return _tensorrt(bundle, family, device, rebuild, progress)
-    except DependencyError as error:
-        return _onnxruntime(bundle, f"{error.what}: {error.why}")
+    except MachineError as error:
+        if isinstance(error, DeviceError) and not rebuild:
+            raise
+        why = f"there is an NVIDIA GPU, but {error.what}: {error.why}"
+        progress.note(f"runs through onnxruntime: {why}")
+        return _onnxruntime(bundle, why)
+
+
+def _check_device(device: int) -> None:
+    if not 0 <= device < len(list_gpus()):
+        raise DeviceError(
+            f"there is no GPU {device} here",
+            why=f"{len(list_gpus())} NVIDIA GPU(s) found, counted from 0",
+            do="trtship doctor lists them",
+        )
 
 
 def _onnxruntime(bundle: Bundle, why: str) -> Chosen:
-    graph = bundle.path(bundle.manifest.graph)
-    cuda = list_gpus() and _has_cuda()
-    session = OnnxRuntimeSession(graph, providers="auto" if cuda else "cpu")
+    m = bundle.manifest
+    # fp32, unless the plan takes or gives another type: then the graph that does so too
+    same = (m.inputs, m.outputs) == (m.plan_inputs, m.plan_outputs)
+    graph = bundle.path(m.graph if same else m.precision_graph)
+    session = OnnxRuntimeSession(graph, providers="auto" if list_gpus() else "cpu")
     return Chosen(session, why, own_plan=False)
-
-
-def _has_cuda() -> bool:
-    from trtship.needs import need
-
-    return CUDA in need("onnxruntime", purpose="running an ONNX graph").get_available_providers()
 
 
 def _tensorrt(bundle: Bundle, wanted: str | None, device: int, rebuild: bool, progress: Progress) -> Chosen:
@@ -76,6 +87,7 @@ def _tensorrt(bundle: Bundle, wanted: str | None, device: int, rebuild: bool, pr
         raise DeviceError(
             "no NVIDIA GPU here", why="a plan runs on a GPU only", do='use runtime="onnxruntime", or another machine'
         )
+    _check_device(device)
     name = wanted or (manifest.family if manifest.family in present else None)
     family, _ = choose_family(name)
     misfit = ""
@@ -93,7 +105,7 @@ def _tensorrt(bundle: Bundle, wanted: str | None, device: int, rebuild: bool, pr
             why=misfit,
             do="allow a rebuild (rebuild=True), or deploy on this machine",
         )
-    data = _rebuilt(bundle, family, misfit, progress)
+    data = _rebuilt(bundle, family, device, misfit, progress)
     return Chosen(
         _session(bundle, data, family, device, progress), f"a plan rebuilt here, since {misfit}", own_plan=False
     )
@@ -107,10 +119,10 @@ def _session(bundle: Bundle, plan: bytes, family: Family, device: int, progress:
         )
 
 
-def _rebuilt(bundle: Bundle, family: Family, why: str, progress: Progress) -> bytes:
+def _rebuilt(bundle: Bundle, family: Family, device: int, why: str, progress: Progress) -> bytes:
     """A plan for this machine from the bundle's ONNX graph, kept in the user's cache."""
     m = bundle.manifest
-    gpu = list_gpus()[0]
+    gpu = list_gpus()[device]
     graph_files = {name: digest for name, digest in m.files.items() if name.startswith(m.precision_graph)}
     inputs = {
         "graph": graph_files,

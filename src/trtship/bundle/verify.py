@@ -15,17 +15,17 @@ import numpy as np
 
 from trtship.bundle.bundle import MANIFEST, Bundle
 from trtship.bundle.runtime import open_session
-from trtship.errors import MachineError
+from trtship.errors import GraphError, MachineError
 from trtship.files import check_writable, sha256_of
 from trtship.passes import emulate_bfloat16
 from trtship.progress import SILENT, Progress
 from trtship.session.base import Session
 from trtship.session.onnxruntime import OnnxRuntimeSession
-from trtship.spec import Precision, Record, ShapeRange, from_json
-from trtship.verify import Evaluation, Picture, Verdict, compare, evaluate, not_run
+from trtship.spec import Precision, Record, batch_range, classes_of, from_json
+from trtship.verify import Bound, Evaluation, Picture, Verdict, compare, evaluate, not_run
 from trtship.verify.evaluate import predictions
 from trtship.verify.folder import labelled_pictures
-from trtship.verify.reference import batch_letter
+from trtship.verify.verdict import Gate, State
 
 ORIGINALS = "evidence/originals.json"
 
@@ -88,7 +88,7 @@ def check_bundle(
     original = _originals(bundle)
     pictures: list[Picture] | None = None
     if eval_dir is not None:
-        pictures = labelled_pictures(eval_dir, labels=bundle.labels, classes=_classes(bundle))
+        pictures = labelled_pictures(eval_dir, labels=bundle.labels, classes=classes_of(m.outputs))
     run = _Run(bundle, original, pictures, progress)
     verdicts = run.subject("graph fp32", lambda: OnnxRuntimeSession(bundle.path(m.graph)))
     if m.precision_graph != m.graph:
@@ -106,22 +106,23 @@ class _Run:
         self.reference = bundle.reference()
 
     def subject(self, subject: str, open_it: Callable[[], Session]) -> tuple[Verdict, ...]:
+        m = self.bundle.manifest
         wants_eval = self.pictures is not None or self.originals is not None
         try:
             session = open_it()
-        except MachineError as error:
+        except (MachineError, GraphError) as error:
+            # a machine that cannot open it says nothing about it; a graph that nothing can open is no model's
+            state: State = "not run" if isinstance(error, MachineError) else "failed"
             reason = f"{error.what}: {error.why}" if error.why else error.what
-            return (
-                not_run(subject, "rel_l2", reason),
-                *([not_run(subject, "top1_drop", reason)] if wants_eval else []),
-            )
+            gates: tuple[Gate, ...] = ("rel_l2", "top1_drop") if wants_eval else ("rel_l2",)
+            return tuple(Verdict(subject=subject, gate=gate, state=state, reason=reason) for gate in gates)
         with session, self.progress.stage(f"verify {subject}", f"on {session.runtime}"):
             verdict = compare(
                 session,
                 self.reference,
                 subject=subject,
-                batches=_batches(self.bundle),
-                bound=self.bundle.manifest.bounds[subject],
+                batches=batch_range(m.inputs, m.ranges).sizes_to_check,
+                bound=m.bounds[subject],
                 progress=self.progress,
             )
             return (verdict, self._evaluate(subject, session)) if wants_eval else (verdict,)
@@ -155,8 +156,6 @@ class _Run:
 
 
 def _gate(subject: str, runtime: str, limit: float, found: Evaluation) -> Verdict:
-    from trtship.verify import Bound
-
     bad = found.drop > limit
     return Verdict(
         subject=subject,
@@ -172,7 +171,7 @@ def _gate(subject: str, runtime: str, limit: float, found: Evaluation) -> Verdic
 
 def run_predictions(session: Session, pictures: Sequence[Picture], bundle: Bundle, *, progress: Progress) -> Any:
     """Predicted classes, in batches that the plan takes."""
-    limits = _limits(bundle)
+    limits = batch_range(bundle.manifest.inputs, bundle.manifest.ranges)
     return predictions(
         session,
         pictures,
@@ -181,23 +180,6 @@ def run_predictions(session: Session, pictures: Sequence[Picture], bundle: Bundl
         fixed=limits.min > 1,
         progress=progress,
     )
-
-
-def _limits(bundle: Bundle) -> ShapeRange:
-    letter = batch_letter(bundle.manifest.inputs)
-    if letter is not None:
-        return bundle.manifest.ranges[letter]
-    size = int(bundle.manifest.inputs[0].shape[0])
-    return ShapeRange(min=size, opt=size, max=size)
-
-
-def _batches(bundle: Bundle) -> tuple[int, ...]:
-    return _limits(bundle).sizes_to_check
-
-
-def _classes(bundle: Bundle) -> int | None:
-    last = bundle.manifest.outputs[0].shape[-1]
-    return last if isinstance(last, int) else None
 
 
 def _originals(bundle: Bundle) -> Originals | None:

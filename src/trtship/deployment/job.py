@@ -20,13 +20,14 @@ from trtship.bundle.verify import check_bundle
 from trtship.cache import Cache, Entry, describe_changes
 from trtship.deployment.options import DeployOptions, recipe_of, versions
 from trtship.deployment.stages import GRAPH, PLAN, REPORT, ModelReport, StageResult, Stages
+from trtship.engine import check_can_build
 from trtship.errors import BundleError, GateError, OutputError
 from trtship.family import choose_family
 from trtship.files import whole_folder
 from trtship.gpu import list_gpus
 from trtship.progress import SILENT, Progress
 from trtship.sources import LoadedModel, SourceOptions, resolve
-from trtship.spec import Record, ShapeRange, TensorSpec, as_plain
+from trtship.spec import Record, ShapeRange, TensorSpec, as_plain, batch_letter
 from trtship.verify import Bound, Verdict
 
 
@@ -111,30 +112,28 @@ def run_deploy(
     source.check(options.source)
     check_place(output)
     family, why = choose_family(options.family)
-    stages = Stages(source, options, cache=Cache(), subject=str(output.absolute()), family=family, progress=progress)
+    check_can_build(family, options.targets)
+    cache = Cache()
+    stages = Stages(source, options, cache=cache, subject=str(output.absolute()), family=family, progress=progress)
     model = source.fingerprint(options.source)
     if model is None:
         loaded = stages.model
         assert isinstance(loaded, LoadedModel)
         model = loaded.fingerprint()
     stages.recipe = recipe_of(options, model=model, family=str(family))
-    changed, standing = _compare_with_standing(output, stages.recipe, force=force, progress=progress)
-    if standing is not None:
-        seconds = round(time.monotonic() - begun, 2)
-        progress.note(f"{output} is up to date: nothing has changed, nothing was done")
-        return DeployResult(
-            bundle=str(output),
-            up_to_date=True,
-            changed=(),
-            stages=(),
-            verdicts=standing.manifest.verdicts,
-            seconds=seconds,
-        )
-    progress.note(f"TensorRT: {why}")
-    verdicts = _make(stages, output, progress)
+    with cache.turn(
+        f"deploy {output.absolute()}", waiting=lambda: progress.note(f"waiting for another deploy to {output}")
+    ):
+        changed, standing = _compare_with_standing(output, stages.recipe, force=force, progress=progress)
+        if standing is not None:
+            progress.note(f"{output} is up to date: nothing has changed, nothing was done")
+            verdicts = standing.manifest.verdicts
+        else:
+            progress.note(f"TensorRT: {why}")
+            verdicts = _make(stages, output, progress)
     return DeployResult(
         bundle=str(output),
-        up_to_date=False,
+        up_to_date=standing is not None,
         changed=changed,
         stages=tuple(stages.results),
         verdicts=verdicts,
@@ -159,14 +158,17 @@ def check_place(output: Path) -> None:
 
 
 def _replaceable(output: Path) -> bool:
-    return output.is_dir() and ((output / "manifest.json").is_file() or not any(output.iterdir()))
+    if not output.is_dir():
+        return False
+    is_bundle = (output / "manifest.json").is_file() and (output / "evidence").is_dir()
+    return is_bundle or not any(output.iterdir())
 
 
 def _compare_with_standing(
     output: Path, recipe: dict[str, Any], *, force: bool, progress: Progress
 ) -> tuple[tuple[str, ...], Bundle | None]:
     """What changed since the bundle at `output` was made, and that bundle when nothing did."""
-    if not output.exists():
+    if not output.exists() or not any(output.iterdir()):
         return ("first run",), None
     try:
         standing = Bundle.open(output, progress=progress)
@@ -176,12 +178,15 @@ def _compare_with_standing(
                 f"{output} exists", why=error.what, do="--force replaces it, or choose another -o"
             ) from error
         return (f"the bundle that stood there could not be used: {error.what}",), None
-    changed = describe_changes(standing.manifest.recipe, recipe)
+    failed = [
+        f"{v.subject}, {v.gate} failed since it was made" for v in standing.manifest.verdicts if v.state == "failed"
+    ]
+    changed = (*describe_changes(standing.manifest.recipe, recipe), *failed)
     if not changed:
         return (), standing
     if not force:
         raise OutputError(
-            f"{output} exists, and was made differently",
+            f"{output} exists, and is not what was asked for",
             why="; ".join(changed[:5]) + (f"; and {len(changed) - 5} more" if len(changed) > 5 else ""),
             do="--force replaces it, or choose another -o",
         )
@@ -194,7 +199,7 @@ def _make(stages: Stages, output: Path, progress: Progress) -> tuple[Verdict, ..
     ranges = stages.ranges(model.inputs)
     labels = stages.labels(model)
     original = stages.original(model, ranges)
-    simple = stages.simplify(graph)
+    simple = stages.simplify(graph, model)
     typed, bounds = stages.precision(simple)
     plan_inputs, plan_outputs = (
         tuple(msgspec.structs.replace(s, dtype=options.io_dtype) if s.dtype == "float32" else s for s in specs)
@@ -204,7 +209,8 @@ def _make(stages: Stages, output: Path, progress: Progress) -> tuple[Verdict, ..
     with whole_folder(output, replace=output.exists()) as draft:
         names = _lay_out(draft, options, graph=graph, simple=simple, typed=typed, plan=plan, original=original)
         if labels is not None:
-            (draft / "labels.txt").write_text("\n".join(labels) + "\n", encoding="utf-8")
+            lines = (" ".join(label.splitlines()) for label in labels)
+            (draft / "labels.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
         manifest = _manifest(
             stages,
             model,
@@ -220,7 +226,12 @@ def _make(stages: Stages, output: Path, progress: Progress) -> tuple[Verdict, ..
         bundle = Bundle.open(draft)
         eval_dir = None if options.eval_dir is None else Path(options.eval_dir)
         verdicts = stages.verify(
-            {"files": manifest.files, "batch": {k: str(r) for k, r in ranges.items()}},
+            {
+                "files": manifest.files,
+                "batch": {letter: str(r) for letter, r in ranges.items()},
+                "bounds": as_plain(bounds),
+                "model": stages.recipe["model"],
+            },
             lambda: check_bundle(bundle, eval_dir=eval_dir, family=stages.family.name, progress=progress),
         )
         write_manifest(draft, msgspec.structs.replace(manifest, verdicts=verdicts))
@@ -289,7 +300,6 @@ def _manifest(
     files: dict[str, str],
 ) -> Manifest:
     options = stages.options
-    first = model.inputs[0].shape[0] if model.inputs[0].shape else None
     return Manifest(
         schema=SCHEMA,
         seal="",
@@ -316,7 +326,7 @@ def _manifest(
         plan=PLAN,
         family=stages.family.name,
         family_version=stages.family.version,
-        reference_sizes={letter: r.opt for letter, r in ranges.items() if letter != first},
+        reference_sizes={letter: r.opt for letter, r in ranges.items() if letter != batch_letter(model.inputs)},
         bounds=bounds,
         max_drop=options.max_drop,
         verdicts=(),

@@ -15,7 +15,7 @@ from trtship.cache import Cache, Entry
 from trtship.deployment.options import DeployOptions, read_labels
 from trtship.engine import plan_from_onnx
 from trtship.errors import SpecError
-from trtship.export import ExportReport, graph_from_source
+from trtship.export import ExportReport, graph_from_source, sizes_around
 from trtship.family import Family
 from trtship.files import sha256_of
 from trtship.graphs import load_graph, rounding_bound
@@ -26,11 +26,22 @@ from trtship.session.base import Session
 from trtship.session.onnxruntime import OnnxRuntimeSession
 from trtship.session.torch import TorchSession
 from trtship.sources import LoadedGraph, LoadedModel, Source
-from trtship.spec import DEFAULT_BATCH, Precision, Record, ShapeRange, TensorSpec, from_json, to_json
+from trtship.spec import (
+    DEFAULT_BATCH,
+    Precision,
+    Record,
+    ShapeRange,
+    TensorSpec,
+    batch_letter,
+    batch_range,
+    classes_of,
+    from_json,
+    to_json,
+)
 from trtship.verify import Bound, Verdict
 from trtship.verify.evaluate import predictions
 from trtship.verify.folder import labelled_pictures
-from trtship.verify.reference import ROWS, batch_letter, make_reference
+from trtship.verify.reference import ROWS, make_reference
 
 GRAPH, PLAN, REPORT = "model.onnx", "model.plan", "report.json"
 
@@ -88,14 +99,14 @@ class Stages:
 
     def export(self) -> tuple[Entry, ModelReport]:
         """Source -> fp32 ONNX graph, checked against PyTorch."""
-        ranges = self.options.sizes
 
         def make(folder: Path) -> None:
             model = self.model
+            self.ranges(model.inputs)  # a size that is missing is told before the work, not after it
             report = graph_from_source(
                 model,
                 folder / GRAPH,
-                ranges=ranges,
+                ranges=self.options.sizes,
                 opset=self.options.opset,
                 exporter=self.options.exporter,
                 progress=self.progress,
@@ -125,12 +136,15 @@ class Stages:
                 if self.options.eval_dir is not None:
                     (folder / "originals.json").write_bytes(to_json(self._originals(session, model, ranges)))
 
-        return self.run("original", {**self._part("model", "sizes", "eval", "labels", "versions")}, make)
+        labels = ["labels"] if self.options.eval_dir is not None else []  # they tell which class a folder is
+        return self.run("original", self._part("model", "sizes", "eval", "versions", *labels), make)
 
     def _original_session(self, model: ModelReport) -> Session:
         loaded = self.model
         if isinstance(loaded, LoadedGraph):
-            return OnnxRuntimeSession(loaded.path)
+            session = OnnxRuntimeSession(loaded.path)
+            session.inputs, session.outputs = model.inputs, model.export.outputs  # in the file, sizes have other names
+            return session
         return TorchSession(loaded.module, inputs=model.inputs, outputs=model.export.outputs)
 
     def _first_pictures(self, model: ModelReport) -> Any:
@@ -142,11 +156,8 @@ class Stages:
         return preprocess_images(some, model.preprocess)
 
     def _pictures(self, model: ModelReport) -> Any:
-        last = model.export.outputs[0].shape[-1]
         return labelled_pictures(
-            Path(self.options.eval_dir or ""),
-            labels=self.labels(model),
-            classes=last if isinstance(last, int) else None,
+            Path(self.options.eval_dir or ""), labels=self.labels(model), classes=classes_of(model.export.outputs)
         )
 
     def _originals(self, session: Session, model: ModelReport, ranges: Mapping[str, ShapeRange]) -> Originals:
@@ -157,10 +168,9 @@ class Stages:
                 do="leave --eval away",
             )
         pictures = self._pictures(model)
-        letter = batch_letter(model.inputs)
-        size = ranges[letter].opt if letter else int(model.inputs[0].shape[0])
+        limits = batch_range(model.inputs, ranges)
         found = predictions(
-            session, pictures, model.preprocess, batch=size, fixed=letter is None, progress=self.progress
+            session, pictures, model.preprocess, batch=limits.opt, fixed=limits.min > 1, progress=self.progress
         )
         return Originals(
             runtime=session.runtime,
@@ -171,8 +181,8 @@ class Stages:
         """The user's, else the source's. Raises SpecError where their number is not the model's classes'."""
         if self.options.labels is None:
             return model.labels
-        labels, classes = read_labels(Path(self.options.labels)), model.export.outputs[0].shape[-1]
-        if isinstance(classes, int) and len(labels) != classes:
+        labels, classes = read_labels(Path(self.options.labels)), classes_of(model.export.outputs)
+        if classes is not None and len(labels) != classes:
             raise SpecError(
                 f"{self.options.labels} has {len(labels)} labels, and the model {classes} classes",
                 why="each class needs one label, in the model's order",
@@ -180,15 +190,16 @@ class Stages:
             )
         return labels
 
-    def simplify(self, graph: Entry) -> Entry:
+    def simplify(self, graph: Entry, model: ModelReport) -> Entry:
         """fp32 graph -> simpler fp32 graph, or the same where a check fails."""
+        sizes = sizes_around(model.export.traced, self.options.sizes, batch=batch_letter(model.inputs))
 
         def make(folder: Path) -> None:
             with self.progress.stage("simplify", "with onnxsim"):
-                report = simplify(graph.folder / GRAPH, folder / GRAPH, progress=self.progress)
+                report = simplify(graph.folder / GRAPH, folder / GRAPH, sizes=sizes, progress=self.progress)
             (folder / REPORT).write_bytes(to_json(report))
 
-        return self.run("simplify", {"graph": _graph_digests(graph), **self._part("versions")}, make)
+        return self.run("simplify", {"graph": _graph_digests(graph), **self._part("sizes", "versions")}, make)
 
     def precision(self, graph: Entry) -> tuple[Entry, dict[str, Bound]]:
         """fp32 graph -> strongly typed graph of the wanted precision, and the bounds that rounding gives both."""
@@ -249,12 +260,14 @@ class Stages:
     def ranges(self, inputs: tuple[TensorSpec, ...]) -> dict[str, ShapeRange]:
         """A range for every letter. Raises SpecError for one missing, and for --batch on a fixed batch."""
         letter, batch = batch_letter(inputs), self.options.batch
-        if letter is None and batch is not None and str(batch) != str(inputs[0].shape[0]):
+        if letter is None and batch is not None and tuple(map(str, inputs[0].shape[:1])) != (str(batch),):
             raise SpecError(
                 f"--batch {batch} does not fit the model",
                 why=f"its input {inputs[0]} has a fixed batch",
                 do="leave --batch away, or make the model's batch dynamic",
             )
+        if letter in self.options.sizes:
+            raise SpecError(f"--size {letter}: that is the batch", why=f"as in {inputs[0]}", do="use --batch for it")
         given = {**self.options.sizes, **({letter: batch or DEFAULT_BATCH} if letter else {})}
         wanted = {name for spec in inputs for name in spec.letters}
         for name in sorted(given.keys() - wanted):

@@ -70,14 +70,8 @@ def plan_from_onnx(
     Raises GraphError (an op or shape TensorRT lacks), SpecError (`targets`, `ranges`), BuildError, Cancelled.
     """
     shapes = {spec.name: _profile(spec, ranges) for spec in inputs}
-    check_targets(family, targets)
+    check_can_build(family, targets)
     gpus = list_gpus()
-    if not gpus and not family.builds_without_gpu():
-        raise DeviceError(
-            f"{family} cannot build here",
-            why="full TensorRT times kernels on the GPU that it builds for, and this machine has none",
-            do="build on the machine with the GPU, or use --family tensorrt_rtx, which builds ahead of time",
-        )
     begun = time.monotonic()
     with _one_at_a_time, recording(family.module) as log:
         builder = family.create_builder()
@@ -86,24 +80,16 @@ def plan_from_onnx(
         if problems:
             raise explain_parse(problems, graph, family)
         _check_inputs(network, inputs, graph)
-        cancel = threading.Event()
-        furthest = 0.0
-
-        def on_step(done: float, phase: str) -> bool:
-            nonlocal furthest
-            furthest = max(furthest, done)
-            progress.step(furthest, phase)
-            return not cancel.is_set()
-
+        watch = _Watch(progress)
         config = family.create_config(
             builder,
             network,
             shapes=shapes,
             tf32=precision.tf32,
             targets=targets,
-            on_step=on_step,
+            on_step=watch.on_step,
         )
-        data = _build_in_thread(lambda: family.build(builder, network, config, tf32=precision.tf32), cancel)
+        data = _build_in_thread(lambda: family.build(builder, network, config, tf32=precision.tf32), watch)
         if data is None:
             raise explain_build(log, family)
         report = BuildReport(
@@ -123,8 +109,15 @@ def plan_from_onnx(
         return Plan(data, "\n".join(log) + "\n", report)
 
 
-def check_targets(family: Family, targets: Sequence[str]) -> None:
-    """Raises SpecError for a compute capability that the family cannot build for."""
+def check_can_build(family: Family, targets: Sequence[str]) -> None:
+    """Raises SpecError for a compute capability that the family cannot build for, DeviceError where it needs a GPU
+    and there is none. Cheap: ask before any other work."""
+    if not family.builds_without_gpu() and not list_gpus():
+        raise DeviceError(
+            f"{family} cannot build here",
+            why="full TensorRT times kernels on the GPU that it builds for, and this machine has none",
+            do="build on the machine with the GPU, or use --family tensorrt_rtx, which builds ahead of time",
+        )
     known = family.compute_capabilities()
     for target in targets:
         if target not in known:
@@ -156,16 +149,47 @@ def _check_inputs(network: Any, inputs: Sequence[TensorSpec], graph: Path) -> No
         )
 
 
-def _build_in_thread(build: Callable[[], bytes | None], cancel: threading.Event) -> bytes | None:
+class _Watch:
+    """Passes TensorRT's steps on to `progress`, never backwards, and cancels the build when asked to, or when
+    `progress` raises: TensorRT would print the exception and go on without a reason."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress, self._furthest = progress, 0.0
+        self.cancel = threading.Event()
+        self.error: BaseException | None = None
+
+    def on_step(self, done: float, phase: str) -> bool:
+        self._furthest = max(self._furthest, done)
+        try:
+            self._progress.step(self._furthest, phase)
+        except BaseException as error:
+            self.error = self.error or error
+            self.cancel.set()
+        return not self.cancel.is_set()
+
+
+def _build_in_thread(build: Callable[[], bytes | None], watch: _Watch) -> bytes | None:
     """Build in a worker, so that Ctrl-C reaches this thread while TensorRT is busy; wait for it to let go."""
     result: list[bytes | None] = []
-    worker = threading.Thread(target=lambda: result.append(build()), daemon=True)
+
+    def work() -> None:
+        try:
+            result.append(build())
+        except BaseException as error:
+            watch.error = watch.error or error
+
+    worker = threading.Thread(target=work, daemon=True)
     worker.start()
     try:
         while worker.is_alive():
             worker.join(0.1)
-    except KeyboardInterrupt:
-        cancel.set()
+    except BaseException as error:
+        watch.cancel.set()
         worker.join()
-        raise Cancelled("the build was cancelled", do="nothing was left behind; run it again when you like") from None
+        if isinstance(error, KeyboardInterrupt):
+            do = "nothing was left behind; run it again when you like"
+            raise Cancelled("the build was cancelled", do=do) from None
+        raise
+    if watch.error is not None:
+        raise watch.error
     return result[0] if result else None

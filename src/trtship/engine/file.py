@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from trtship.engine.build import BuildReport, check_targets, plan_from_onnx
+from trtship.engine.build import BuildReport, check_can_build, plan_from_onnx
 from trtship.errors import SpecError
 from trtship.family import choose_family
 from trtship.files import refuse_to_replace, whole_file
@@ -42,7 +42,7 @@ def plan_file_from_onnx(
     if log.absolute() == target.absolute():
         raise SpecError(f"--log {log} is the plan's own path", why="each needs its own file", do="choose another --log")
     chosen, why = choose_family(family)
-    check_targets(chosen, targets)
+    check_can_build(chosen, targets)
     options = SourceOptions(source=str(graph))
     if graph.suffix != ".onnx":
         raise SpecError(f"{graph} is no ONNX file", why="its name does not end in .onnx", do="name an .onnx file")

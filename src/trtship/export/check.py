@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 
-from trtship.errors import ExportMismatchError, GraphError
+from trtship.errors import ExportMismatchError, GraphError, SourceError
 from trtship.graphs import load_graph, rounding_bound
 from trtship.measure import Measure, measure, random_inputs
 from trtship.session.onnxruntime import OnnxRuntimeSession
 from trtship.session.torch import TorchSession
-from trtship.spec import Precision, ShapeRange, TensorSpec
+from trtship.spec import Precision, ShapeRange, TensorSpec, batch_letter
 
 
 class Checked(msgspec.Struct, frozen=True):
@@ -42,13 +43,15 @@ def check_export(
     derived = rounding_bound(load_graph(graph), Precision.FP32)
     bound = 2 * derived.bound
     measures: list[Measure] = []
+    batch = batch_letter(inputs)
     with OnnxRuntimeSession(graph) as session:
         specs = tuple(TensorSpec(name=s.name, shape=s.shape, dtype=s.dtype) for s in session.outputs)
         _check_names(session, inputs, outputs, graph)
         eager = TorchSession(module, inputs=inputs, outputs=specs)
-        for index, sizes in enumerate(sizes_around(traced, ranges)):
+        for index, sizes in enumerate(sizes_around(traced, ranges, batch=batch)):
             feeds = random_inputs(inputs, sizes, seed=100 + index)
             expected = eager.infer(feeds)
+            _check_finite(expected, sizes)
             try:
                 found = session.infer(feeds)
             except Exception as error:
@@ -65,17 +68,26 @@ def check_export(
     return Checked(tuple(measures), specs, bound, f"twice the bound of {derived.derivation}")
 
 
-def sizes_around(traced: Mapping[str, int], ranges: Mapping[str, ShapeRange]) -> tuple[dict[str, int], ...]:
-    """The traced sizes, then those with the batch (the first letter) at 1 and at one more, then each other letter at
-    the ends of its range. Without letters, only the one set."""
+def sizes_around(
+    traced: Mapping[str, int], ranges: Mapping[str, ShapeRange], *, batch: str | None
+) -> tuple[dict[str, int], ...]:
+    """The traced sizes, then those with the letter `batch` at 1 and at one more, then each other letter at the ends
+    of its range. Without letters, only the one set."""
     found = [dict(traced)]
-    for position, (letter, size) in enumerate(traced.items()):
-        if position == 0:
-            others = [1, size + 1]
-        else:
-            others = [n for n in (ranges[letter].min, ranges[letter].max) if n != size] if letter in ranges else []
-        found += [{**traced, letter: n} for n in others]
+    for letter, size in traced.items():
+        others = (1, size + 1) if letter == batch else (ranges[letter].min, ranges[letter].max)
+        found += [{**traced, letter: n} for n in dict.fromkeys(others) if n != size]
     return tuple(found)
+
+
+def _check_finite(outputs: Mapping[str, Any], sizes: Mapping[str, int]) -> None:
+    for name, array in outputs.items():
+        if not np.isfinite(array.astype(np.float64)).all():
+            raise SourceError(
+                f"the model itself gives NaN or Inf in {name}",
+                why=f"PyTorch does, on random inputs, at {dict(sizes)}",
+                do="check its weights and its --input; nothing can be held against such outputs",
+            )
 
 
 def _mismatch(sizes: Mapping[str, int], traced: Mapping[str, int], why: str) -> ExportMismatchError:

@@ -15,7 +15,7 @@ from trtship.graphs import load_graph, rounding_bound, save_graph
 from trtship.measure import Measure, measure, random_inputs
 from trtship.session.onnxruntime import OnnxRuntimeSession
 from trtship.sources import LoadedGraph
-from trtship.spec import Precision, ShapeRange, TensorSpec
+from trtship.spec import Precision, ShapeRange, TensorSpec, batch_letter
 
 
 def adopt_graph(loaded: LoadedGraph, target: Path, *, ranges: Mapping[str, ShapeRange]) -> ExportReport:
@@ -25,9 +25,10 @@ def adopt_graph(loaded: LoadedGraph, target: Path, *, ranges: Mapping[str, Shape
     others. Raises ExportMismatchError where it does not.
     """
     model = load_graph(loaded.path)
+    specs = {spec.name: spec for spec in loaded.inputs}
     for value in model.graph.inputs:
-        spec = next(s for s in loaded.inputs if s.name == value.name)
-        value.shape = _shape(spec)
+        if value.name in specs:  # old graphs list their weights among the inputs
+            value.shape = _shape(specs[value.name])
     for value, spec in zip(model.graph.outputs, loaded.outputs, strict=True):
         value.shape = _shape(spec)
     save_graph(model, target)
@@ -56,12 +57,12 @@ def _check_rows(
     graph: Path, loaded: LoadedGraph, traced: Mapping[str, int], bound: float, ranges: Mapping[str, ShapeRange]
 ) -> tuple[Measure, ...]:
     """Each row alone, against the same row in a batch, at every batch of `sizes_around`."""
-    letter = next(iter(traced), None)
+    letter = batch_letter(loaded.inputs)
     if letter is None:
         return ()
     measures: list[Measure] = []
     with OnnxRuntimeSession(graph) as session:
-        for sizes in sizes_around(traced, ranges):
+        for sizes in sizes_around(traced, ranges, batch=letter):
             feeds = random_inputs(loaded.inputs, sizes, seed=7)
             batched = [s.name for s in loaded.inputs if s.shape and s.shape[0] == letter]
             try:

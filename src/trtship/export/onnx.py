@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
+import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,10 +17,11 @@ from typing import Any, Literal
 
 from trtship.errors import ExportMismatchError, GateError, GraphError, SpecError, TrtshipError
 from trtship.export.check import check_export
+from trtship.graphs import EXTERNAL_OVER, load_graph, save_graph
 from trtship.measure import Measure, random_inputs
 from trtship.needs import need
 from trtship.progress import SILENT, Progress
-from trtship.spec import Record, ShapeRange, TensorSpec
+from trtship.spec import Record, ShapeRange, TensorSpec, batch_letter
 
 Exporter = Literal["dynamo", "torchscript"]
 EXPORTERS: tuple[Exporter, ...] = ("dynamo", "torchscript")
@@ -29,9 +31,6 @@ OPSETS = range(17, 24)
 
 TRACED = 2
 """The batch size to trace with: torch.export specializes on 0 and 1."""
-
-EXTERNAL_OVER = 2**31 - 2**24
-"""Bytes of weights from which a graph gets external data: a protobuf holds 2 GiB, and the nodes need some."""
 
 
 class ExportReport(Record, frozen=True):
@@ -64,8 +63,8 @@ def onnx_from_torch(
     `ranges` bounds the letters other than the batch (the traced size is their opt). Weights of more than
     `external_over` bytes go to `target.name + ".data"`.
 
-    Raises SpecError (opset), GraphError (no exporter takes the model), ExportMismatchError (its graph is not the
-    model, at some batch).
+    Raises SpecError (opset, a letter without a range), GraphError (no exporter takes the model), SourceError (the
+    model gives NaN), ExportMismatchError (its graph is not the model, at some batch).
     """
     check_opset(opset)
     opset = DEFAULT_OPSET if opset is None else opset
@@ -74,7 +73,7 @@ def onnx_from_torch(
     for candidate in [exporter] if exporter else EXPORTERS:
         try:
             with progress.stage("export", f"with the {candidate} exporter, opset {opset}"):
-                _run(candidate, module, target, inputs, outputs, traced, opset, external_over)
+                _run(candidate, module, target, inputs, outputs, traced, opset, external_over, ranges or {})
             with progress.stage("check the export", "against PyTorch"):
                 checked = check_export(
                     module, target, inputs=inputs, outputs=outputs, traced=traced, ranges=ranges or {}
@@ -111,12 +110,18 @@ def check_opset(opset: int | None) -> None:
 
 
 def traced_sizes(inputs: Sequence[TensorSpec], ranges: Mapping[str, ShapeRange]) -> dict[str, int]:
-    """The size that each letter has in the example: 2 for the batch (the first letter), opt for the others."""
-    sizes: dict[str, int] = {}
-    for letter in (letter for spec in inputs for letter in spec.letters):
-        if letter not in sizes:
-            sizes[letter] = TRACED if not sizes or letter not in ranges else max(ranges[letter].opt, TRACED)
-    return sizes
+    """The size that each letter has in the example: 2 for the batch, opt for the others. Raises SpecError for one of
+    these that has no range: a model need not take any size that one could guess."""
+    batch = batch_letter(inputs)
+    letters = dict.fromkeys(letter for spec in inputs for letter in spec.letters)
+    missing = [letter for letter in letters if letter != batch and letter not in ranges]
+    if missing:
+        raise SpecError(
+            f"no range for the dynamic size {missing[0]}",
+            why=f"the inputs are {', '.join(map(str, inputs))}",
+            do=f"add --size {missing[0]}=MIN:OPT:MAX",
+        )
+    return {letter: TRACED if letter == batch else ranges[letter].opt for letter in letters}
 
 
 def _line(error: TrtshipError) -> str:
@@ -132,29 +137,32 @@ def _run(
     traced: Mapping[str, int],
     opset: int,
     external_over: int,
+    ranges: Mapping[str, ShapeRange],
 ) -> None:
     torch = need("torch", purpose="exporting a PyTorch model")
     need("onnxscript", purpose="exporting to ONNX")
     feeds = random_inputs(inputs, traced, seed=1)
     example = tuple(torch.from_numpy(feeds[spec.name]) for spec in inputs)
-    weights = sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers()))
     names = {"input_names": [s.name for s in inputs], "output_names": list(outputs), "opset_version": opset}
     axes = [{axis: size for axis, size in enumerate(s.shape) if isinstance(size, str)} for s in inputs]
     try:
         with _hush(), torch.inference_mode(False), torch.no_grad():
             if exporter == "dynamo":
-                dims = {letter: torch.export.Dim(letter, min=1, max=2**16) for letter in traced}
+                dims = {letter: torch.export.Dim(letter, **_limits(ranges.get(letter))) for letter in traced}
                 shapes = tuple({axis: dims[letter] for axis, letter in a.items()} for a in axes)
                 program = torch.onnx.export(
                     module, example, dynamo=True, dynamic_shapes=_spread(module, shapes), verbose=False, **names
                 )
-                program.save(target, external_data=weights > external_over)
+                save_graph(program.model, target, external_over=external_over)
             else:
-                batch = next(iter(traced), None)
+                batch = batch_letter(inputs)
                 dynamic: dict[str, Any] = {s.name: a for s, a in zip(inputs, axes, strict=True) if a}
                 if batch is not None:
                     dynamic |= {name: {0: batch} for name in outputs}
-                torch.onnx.export(module, example, str(target), dynamo=False, dynamic_axes=dynamic, **names)
+                with tempfile.TemporaryDirectory(dir=target.parent) as folder:  # large models: one file a weight
+                    draft = Path(folder) / target.name
+                    torch.onnx.export(module, example, str(draft), dynamo=False, dynamic_axes=dynamic, **names)
+                    save_graph(load_graph(draft), target, external_over=external_over)
     except TrtshipError:
         raise
     except Exception as error:
@@ -163,6 +171,11 @@ def _run(
             why=_first_line(error),
             do="try the other --exporter, or another --opset; --debug shows the exporter's own traceback",
         ) from error
+
+
+def _limits(sizes: ShapeRange | None) -> dict[str, int]:
+    """What torch.export may assume of a dynamic size; it takes no range of one size."""
+    return {"min": sizes.min, "max": sizes.max} if sizes and sizes.min < sizes.max else {"min": 1, "max": 2**16}
 
 
 def _spread(module: Any, shapes: tuple[dict[int, Any], ...]) -> tuple[Any, ...]:

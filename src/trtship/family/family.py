@@ -112,19 +112,18 @@ class Family:
         return environment_for(self.name, tf32=tf32)
 
     def create_builder(self) -> Any:
-        builder = self.module.Builder(self.logger)
-        if not builder:
+        try:
+            return self.module.Builder(self.logger)
+        except TypeError as error:  # pybind11's word for a factory that returned null
             raise BuildError(
                 f"{self} could not create a builder",
                 why="" if self.is_rtx else "full TensorRT needs an NVIDIA GPU and its driver to build",
                 do="trtship doctor shows what this machine lacks; --family tensorrt_rtx builds without a GPU",
-            )
-        return builder
+            ) from error
 
     def create_network(self, builder: Any) -> Any:
-        """A strongly typed network. 11.x knows no other kind, and may drop the flag."""
-        flag = getattr(self.module.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
-        return builder.create_network(0 if flag is None else 1 << int(flag))
+        """A strongly typed network. 11.x knows no other kind; it takes the flag, and ignores it."""
+        return builder.create_network(1 << int(self.module.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
 
     def parse(self, network: Any, graph: Path) -> tuple[ParseProblem, ...]:
         """Read an ONNX file into the network; empty when all of it was understood.
@@ -180,8 +179,11 @@ class Family:
         Only ever call this with bytes whose hash was checked: a plan is code.
         """
         with recording(self.module) as log:
-            runtime = self.module.Runtime(self.logger)
-            engine = runtime.deserialize_cuda_engine(plan)
+            try:
+                runtime = self.module.Runtime(self.logger)
+                engine = runtime.deserialize_cuda_engine(plan)
+            except TypeError:  # pybind11's word for a factory that returned null
+                engine = None
         if engine is None:
             reasons = [line[4:] for line in log if line.startswith(("[E]", "[F]"))]
             raise DeviceError(

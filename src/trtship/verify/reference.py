@@ -5,7 +5,8 @@ With them, any machine can check a plan at any batch size, without PyTorch. They
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 from trtship.errors import BundleError
 from trtship.measure import random_inputs
 from trtship.session.base import Session
-from trtship.spec import TensorSpec
+from trtship.spec import TensorSpec, batch_letter
 
 ROWS = 9
 """Odd, so that repeating the rows to fill a batch puts different rows at the same place of different tiles."""
@@ -46,7 +47,7 @@ class Reference(msgspec.Struct, frozen=True):
         )
 
     def save(self, folder: Path) -> tuple[Path, ...]:
-        """One `.npy` file a tensor: `input-NAME.npy`, `output-NAME.npy`."""
+        """One `.npy` file a tensor, numbered: `input-0.npy`, `output-0.npy`."""
         folder.mkdir(parents=True, exist_ok=True)
         written = []
         for kind, arrays in (("input", self.inputs), ("output", self.outputs)):
@@ -58,23 +59,21 @@ class Reference(msgspec.Struct, frozen=True):
 
     @staticmethod
     def read(
-        folder: Path, *, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], sizes: Mapping[str, int]
+        file: Callable[[str], bytes],
+        *,
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],
+        sizes: Mapping[str, int],
     ) -> Reference:
-        """What `save` wrote. Raises BundleError where it is not whole."""
+        """What `save` wrote; `file` gives the bytes of each by its name. Raises BundleError where it is not whole."""
         try:
             found = [
-                {s.name: np.load(folder / f"{kind}-{i}.npy", allow_pickle=False) for i, s in enumerate(specs)}
+                {s.name: np.load(BytesIO(file(f"{kind}-{i}.npy")), allow_pickle=False) for i, s in enumerate(specs)}
                 for kind, specs in (("input", inputs), ("output", outputs))
             ]
             return Reference(batch_letter(inputs), dict(sizes), *found)
-        except (OSError, ValueError) as error:
-            raise BundleError(f"the reference data in {folder} cannot be read", why=str(error)) from error
-
-
-def batch_letter(inputs: Sequence[TensorSpec]) -> str | None:
-    """The letter that stands first in the first input's shape; None where that is a fixed size."""
-    first = inputs[0].shape[0] if inputs and inputs[0].shape else None
-    return first if isinstance(first, str) else None
+        except (OSError, ValueError, EOFError) as error:
+            raise BundleError("the bundle's reference data cannot be read", why=str(error)) from error
 
 
 def make_reference(

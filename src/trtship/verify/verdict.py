@@ -9,6 +9,7 @@ from trtship.spec import Record
 from trtship.verify.evaluate import Evaluation
 
 State = Literal["passed", "failed", "not run"]
+Gate = Literal["rel_l2", "top1_drop"]
 
 
 class Bound(Record, frozen=True):
@@ -28,7 +29,7 @@ class Verdict(Record, frozen=True):
     """
 
     subject: str
-    gate: Literal["rel_l2", "top1_drop"]
+    gate: Gate
     state: State
     reason: str = ""
     runtime: str = ""
@@ -38,6 +39,6 @@ class Verdict(Record, frozen=True):
     evaluation: Evaluation | None = None
 
 
-def not_run(subject: str, gate: Literal["rel_l2", "top1_drop"], reason: str) -> Verdict:
+def not_run(subject: str, gate: Gate, reason: str) -> Verdict:
     """What could not be run here: never a pass."""
     return Verdict(subject=subject, gate=gate, state="not run", reason=reason)
