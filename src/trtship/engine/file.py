@@ -61,7 +61,7 @@ def plan_file_from_onnx(
             do="leave its --batch or --size away",
         )
     with tempfile.TemporaryDirectory() as folder:
-        typed = Path(folder) / "model.onnx"
+        typed = Path(folder) / graph.name  # the name that TensorRT's complaints should have
         to_precision(graph, typed, precision, io_dtype=io_dtype)
         inputs = tuple(msgspec.structs.replace(s, dtype=io_dtype) if s.dtype == "float32" else s for s in loaded.inputs)
         with progress.stage("build the plan", f"with {chosen}"):

@@ -137,7 +137,7 @@ class Family:
         for i in range(parser.num_errors):
             error = parser.get_error(i)
             code = str(error.code()).rsplit(".", 1)[-1]
-            problems.append(ParseProblem(code, error.desc(), error.node_name(), error.node_operator()))
+            problems.append(ParseProblem(code, error.desc(), error.node_name() or f"#{error.node()}", error.node_operator()))
         return tuple(problems) or (ParseProblem("UNKNOWN", "the parser gave no reason", "", ""),)
 
     def create_config(
