@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from trtship.errors import ExportMismatchError, GraphError, SourceError
+from trtship.errors import ExportMismatchError, GraphError, SourceError, TrtshipError
 from trtship.graphs import load_graph, rounding_bound
 from trtship.measure import Measure, measure, random_inputs
 from trtship.session.onnxruntime import OnnxRuntimeSession
@@ -54,8 +54,8 @@ def check_export(
             _check_finite(expected, sizes)
             try:
                 found = session.infer(feeds)
-            except Exception as error:
-                raise _mismatch(sizes, traced, f"onnxruntime refused it: {error}") from error
+            except TrtshipError as error:
+                raise _mismatch(sizes, traced, f"onnxruntime refused it: {error.why or error.what}") from error
             for name in outputs:
                 result = measure(expected[name], found[name], output=name, sizes=sizes)
                 measures.append(result)
