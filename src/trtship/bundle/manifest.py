@@ -16,6 +16,7 @@ import msgspec
 from trtship.errors import BundleCorruptError, BundleSchemaError
 from trtship.gpu import Gpu
 from trtship.preprocess import Preprocess
+from trtship.sources.options import SourceOptions
 from trtship.spec import Precision, Record, ShapeRange, TensorSpec, as_plain, to_json
 from trtship.verify import Bound, Verdict
 
@@ -24,9 +25,10 @@ SCHEMA = 1
 
 
 class SourceInfo(Record, frozen=True):
-    """Where the model came from, in words, and what was said while it was loaded."""
+    """Where the model came from, in words, what was said while it was loaded, and how to load it again."""
 
     source: str
+    options: SourceOptions
     weights: str
     notes: tuple[str, ...]
 

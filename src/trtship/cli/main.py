@@ -21,7 +21,7 @@ from trtship import __version__
 from trtship.cli.console import Console
 from trtship.errors import Cancelled, DependencyError, TrtshipError, UserError
 
-VERBS = ("deploy", "run", "inspect", "verify", "export", "simplify", "build", "doctor")
+VERBS = ("deploy", "run", "inspect", "verify", "bench", "export", "simplify", "build", "doctor")
 
 
 SURROUNDINGS = {

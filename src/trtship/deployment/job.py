@@ -312,7 +312,12 @@ def _manifest(
             cpus=os.cpu_count() or 1,
             gpus=list_gpus(),
         ),
-        source=SourceInfo(source=options.source.source, weights=_weights(options.source), notes=model.notes),
+        source=SourceInfo(
+            source=options.source.source,
+            options=options.source,
+            weights=_weights(options.source),
+            notes=model.notes,
+        ),
         precision=options.precision,
         inputs=model.inputs,
         outputs=model.export.outputs,

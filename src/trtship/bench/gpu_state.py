@@ -1,0 +1,48 @@
+"""What else may explain a timing: clocks, throttling, temperature, and other processes on the GPU."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+
+from trtship.spec import Record
+
+QUERY = "clocks.sm,clocks.mem,clocks_event_reasons.active,temperature.gpu,power.draw"
+
+
+class GpuState(Record, frozen=True):
+    """As nvidia-smi reports it: SM and memory clock in MHz, the mask of reasons why clocks are held down
+    (0x0: none), temperature in degrees Celsius, power in W, and the number of other compute processes."""
+
+    sm_mhz: str
+    memory_mhz: str
+    throttling: str
+    temperature_c: str
+    power_w: str
+    other_processes: int
+
+
+def gpu_state(device: int = 0) -> GpuState | None:
+    """The GPU's state now; None where nvidia-smi is missing or does not answer."""
+    if shutil.which("nvidia-smi") is None:
+        return None
+    base = ["nvidia-smi", f"--id={device}", "--format=csv,noheader,nounits"]
+    try:
+        found = subprocess.run([*base, f"--query-gpu={QUERY}"], capture_output=True, text=True, timeout=20, check=True)
+        apps = subprocess.run(
+            [*base, "--query-compute-apps=pid"], capture_output=True, text=True, timeout=20, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    fields = [field.strip() for field in found.stdout.strip().split(",")]
+    if len(fields) != 5:
+        return None
+    pids = [line for line in apps.stdout.split() if line.isdecimal()]
+    return GpuState(
+        sm_mhz=fields[0],
+        memory_mhz=fields[1],
+        throttling=fields[2],
+        temperature_c=fields[3],
+        power_w=fields[4],
+        other_processes=max(0, len(pids) - 1),
+    )
