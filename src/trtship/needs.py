@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from typing import Any
 
 from trtship.errors import DependencyError
@@ -10,8 +11,16 @@ from trtship.errors import DependencyError
 EXTRAS = {"tensorrt_rtx": "rtx", "tensorrt": "tensorrt", "cuda": "rtx"}
 
 
+def keep_quiet() -> None:
+    """onnxruntime's builds report their use to their maker from the moment they are imported, by default. A tool that
+    somebody runs on a model of theirs asks first: `ORT_DISABLE_TELEMETRY=0` allows it."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+
 def need(module: str, *, purpose: str) -> Any:
     """The imported module. Raises DependencyError that names the extra to install."""
+    if module == "onnxruntime":
+        keep_quiet()
     try:
         return importlib.import_module(module)
     except ImportError as error:

@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 from trtship import __version__
 from trtship.cli.console import Console
 from trtship.errors import Cancelled, DependencyError, TrtshipError, UserError
+from trtship.needs import keep_quiet
 
 VERBS = ("deploy", "run", "inspect", "verify", "bench", "export", "simplify", "build", "doctor")
 
@@ -78,6 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
     _mend_streams()
+    keep_quiet()
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, _terminated)
