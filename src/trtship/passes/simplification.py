@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -60,7 +61,8 @@ def simplify(
     at `sizes` (default: every dynamic dimension 1, 2 and 3). Raises GraphError for a source that is no valid graph or
     does not run, OutputError when the target cannot be written.
     """
-    need("onnxsim", purpose="simplifying a graph")
+    if find_spec("onnxsim") is None:  # else only the process that runs it imports it, and torch with it
+        need("onnxsim", purpose="simplifying a graph")
     original = load_graph(source)
     inputs, _ = interface_of(original)
     wanted = sizes if sizes is not None else default_sizes(inputs)
