@@ -93,7 +93,8 @@ def read_manifest(data: bytes, *, where: str) -> Manifest:
     """Parse and check the seal. Raises BundleSchemaError (newer, or not in the schema), BundleCorruptError."""
     try:
         version = msgspec.json.decode(data, type=_Version).schema
-    except msgspec.MsgspecError as error:
+        plain = msgspec.json.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise BundleCorruptError(
             f"{where} is no bundle manifest", why=str(error), do="deploy the model again, or copy the bundle again"
         ) from error
@@ -103,7 +104,6 @@ def read_manifest(data: bytes, *, where: str) -> Manifest:
             why=f"its schema is {version}, and this trtship reads up to {SCHEMA}",
             do="pip install --upgrade trtship",
         )
-    plain = msgspec.json.decode(data)
     if to_json(plain) != data or plain.get("seal") != _digest(plain):
         raise BundleCorruptError(
             f"{where} was changed after it was written",
