@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,3 +29,33 @@ def exported(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Callab
         return path
 
     return export
+
+
+@pytest.fixture(scope="session")
+def for_all(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A folder that all workers of this test run share."""
+    base = tmp_path_factory.getbasetemp()
+    return base if worker_id == "master" else base.parent
+
+
+@pytest.fixture(scope="session", autouse=True)
+def stage_cache(for_all: Path) -> Path:
+    """The stage cache of this test run: nobody's own, and nothing from an earlier run is taken for granted."""
+    os.environ["TRTSHIP_CACHE"] = str(for_all / "cache")
+    return for_all / "cache"
+
+
+@pytest.fixture(scope="session")
+def deployed(for_all: Path, stage_cache: Path) -> Callable[[str, str], Path]:
+    """`deployed("swin", "fp16")`: a bundle of `deployed.MAKERS`, made once a test run. Not to be written to."""
+    from deployed import MAKERS
+
+    folder = for_all / "deployed"
+    folder.mkdir(exist_ok=True)
+
+    def deploy(name: str, precision: str) -> Path:
+        with FileLock(folder / "lock"):
+            target = folder / f"{name}-{precision}.trtship"
+            return target if target.exists() else MAKERS[name](folder, precision)
+
+    return deploy

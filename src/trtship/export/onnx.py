@@ -153,7 +153,7 @@ def _run(
                 program = torch.onnx.export(
                     module, example, dynamo=True, dynamic_shapes=_spread(module, shapes), verbose=False, **names
                 )
-                save_graph(program.model, target, external_over=external_over)
+                _write(program.model, target, opset, external_over)
             else:
                 batch = batch_letter(inputs)
                 dynamic: dict[str, Any] = {s.name: a for s, a in zip(inputs, axes, strict=True) if a}
@@ -162,7 +162,7 @@ def _run(
                 with tempfile.TemporaryDirectory(dir=target.parent) as folder:  # large models: one file a weight
                     draft = Path(folder) / target.name
                     torch.onnx.export(module, example, str(draft), dynamo=False, dynamic_axes=dynamic, **names)
-                    save_graph(load_graph(draft), target, external_over=external_over)
+                    _write(load_graph(draft), target, opset, external_over)
     except TrtshipError:
         raise
     except Exception as error:
@@ -171,6 +171,17 @@ def _run(
             why=_first_line(error),
             do="try the other --exporter, or another --opset; --debug shows the exporter's own traceback",
         ) from error
+
+
+def _write(model: Any, target: Path, opset: int, external_over: int) -> None:
+    found = model.opset_imports.get("")
+    if found != opset:  # the dynamo exporter starts at 18, and leaves at that what it cannot convert
+        raise GraphError(
+            "the graph is not in the opset asked for",
+            why=f"the exporter wrote opset {found}, not {opset}",
+            do="try the other --exporter, or another --opset",
+        )
+    save_graph(model, target, external_over=external_over)
 
 
 def _limits(sizes: ShapeRange | None) -> dict[str, int]:
