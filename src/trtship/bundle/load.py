@@ -80,7 +80,11 @@ class BundleSession(Session):
         if is_torch(logits):
             logits = logits.float().cpu().numpy()
         if not isinstance(logits, np.ndarray) or logits.ndim != 2:
-            raise InputError("this model is no classifier", why=f"its outputs are {', '.join(map(str, self.outputs))}")
+            raise InputError(
+                "this model is no classifier",
+                why=f"its outputs are {', '.join(map(str, self.outputs))}",
+                do="call the session itself (trtship.load), which returns the outputs",
+            )
         wide = logits.astype(np.float64)
         odds = np.exp(wide - wide.max(axis=1, keepdims=True))
         odds /= odds.sum(axis=1, keepdims=True)

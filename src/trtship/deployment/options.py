@@ -140,5 +140,7 @@ def digest_of_pictures(folder: Path) -> str:
         for path, target in pictures:
             whole.update(f"{classes[target]}/{path.name} {sha256_of(path)}\n".encode())
     except OSError as error:
-        raise OutputError(f"cannot read {error.filename}", why=error.strerror or str(error)) from error
+        raise OutputError(
+            f"cannot read {error.filename}", why=error.strerror or str(error), do="mend its permissions, or remove it"
+        ) from error
     return whole.hexdigest()

@@ -271,7 +271,11 @@ class Stages:
         given = {**self.options.sizes, **({letter: batch or DEFAULT_BATCH} if letter else {})}
         wanted = {name for spec in inputs for name in spec.letters}
         for name in sorted(given.keys() - wanted):
-            raise SpecError(f"--size {name}: no input has a dynamic size {name}", why=", ".join(map(str, inputs)))
+            raise SpecError(
+                f"--size {name}: no input has a dynamic size {name}",
+                why=f"the inputs are {', '.join(map(str, inputs))}",
+                do="leave it away",
+            )
         for name in sorted(wanted - given.keys()):
             raise SpecError(
                 f"no range for the dynamic size {name}",

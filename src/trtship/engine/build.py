@@ -145,7 +145,9 @@ def _check_inputs(network: Any, inputs: Sequence[TensorSpec], graph: Path) -> No
     wanted = {spec.name for spec in inputs}
     if found != wanted:
         raise GraphError(
-            f"{graph} has other inputs than expected", why=f"found {sorted(found)}, expected {sorted(wanted)}"
+            f"{graph} has other inputs than expected",
+            why=f"found {sorted(found)}, expected {sorted(wanted)}",
+            do="look for an input that nothing in the graph uses",
         )
 
 

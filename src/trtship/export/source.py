@@ -26,7 +26,9 @@ def graph_from_source(
     """Write a loaded source's graph to `target`, checked. Raises as `onnx_from_torch` and `adopt_graph` do."""
     if isinstance(model, LoadedGraph):
         if opset is not None or exporter is not None:
-            raise SpecError("--opset and --exporter do not apply to an ONNX file", do="leave them away")
+            raise SpecError(
+                "--opset and --exporter do not apply to an ONNX file", why="it is exported already", do="leave them away"
+            )
         return adopt_graph(model, target, ranges=ranges)
     return onnx_from_torch(
         model.module,

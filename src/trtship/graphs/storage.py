@@ -22,7 +22,7 @@ def load_graph(path: Path) -> onnx_ir.Model:
     """The graph at `path`; external data stays on disk until it is used. Raises GraphError."""
     ir = need("onnx_ir", purpose="reading an ONNX graph")
     if not path.is_file():
-        raise GraphError(f"there is no file {path}", do="name an ONNX file")
+        raise GraphError(f"there is no ONNX file {path}", why="no such file", do="check the path")
     try:
         model: onnx_ir.Model = ir.load(path)
         missing = [file for file in _external_files(model, path) if not file.is_file()]
@@ -32,7 +32,11 @@ def load_graph(path: Path) -> onnx_ir.Model:
         why = "it does not parse as an ONNX model" + (f": {error}" if str(error) else "")
         raise GraphError(f"{path} is no ONNX file", why=why, do="name a file that torch.onnx.export wrote") from error
     if not model.graph.outputs:
-        raise GraphError(f"{path} is no ONNX file", why="it has no outputs, so it is text, or something else")
+        raise GraphError(
+            f"{path} is no ONNX file",
+            why="it has no outputs, so it is text, or something else",
+            do="name a file that torch.onnx.export wrote",
+        )
     if missing:
         raise GraphError(
             f"{path} lacks its external data",
@@ -76,7 +80,7 @@ def check_graph(path: Path) -> None:
         onnx.checker.check_model(str(path), full_check=True)
     except Exception as error:
         why = str(error).strip().splitlines()[0][:500]
-        raise GraphError(f"{path.name} is not a valid ONNX graph", why=why) from error
+        raise GraphError(f"{path.name} is not a valid ONNX graph", why=why, do="export it again") from error
 
 
 def _save_in_one_file(model: onnx_ir.Model, path: Path) -> None:
@@ -110,6 +114,6 @@ def _external_files(model: onnx_ir.Model, path: Path) -> tuple[Path, ...]:
             location = PurePosixPath(str(tensor.location))
             if location.is_absolute() or ".." in location.parts:
                 why = f"{value.name} refers to {location}, outside the graph's folder"
-                raise GraphError(f"{path} is not safe to read", why=why)
+                raise GraphError(f"{path} is not safe to read", why=why, do="save its data beside it")
             files[path.parent / location] = None
     return tuple(files)

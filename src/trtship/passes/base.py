@@ -76,7 +76,7 @@ def spec_of(value: onnx_ir.Value) -> TensorSpec:
     dtype = "" if value.dtype is None else NAMES.get(value.dtype.name, value.dtype.name.lower())
     if dtype not in DTYPES or value.shape is None:
         why = f"its type is {value.type}, its shape {value.shape}"
-        raise GraphError(f"the graph's tensor {value.name} cannot be an input or output", why=why)
+        raise GraphError(f"the graph's tensor {value.name} cannot be an input or output", why=why, do="export it again")
     shape = tuple(
         size if isinstance(size, int) else (size.value or f"{value.name}.{axis}")
         for axis, size in enumerate(value.shape)

@@ -29,7 +29,11 @@ def raise_opset(model: onnx_ir.Model, wanted: int) -> bool:
         try:
             old, new = (onnx.defs.get_schema(node.op_type, opset) for opset in (current, wanted))
         except onnx.defs.SchemaError as error:
-            raise GraphError(f"the graph has an unknown operator {node.op_type} (node {node.name})") from error
+            raise GraphError(
+                f"the graph has an unknown operator {node.op_type} (node {node.name})",
+                why=f"opset {wanted} has none of that name",
+                do="export it again, or use --precision fp32",
+            ) from error
         if old.since_version != new.since_version and not _only_widens(old, new):
             raise GraphError(
                 f"the graph's opset {current} is too old for this precision",

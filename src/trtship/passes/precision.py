@@ -53,7 +53,7 @@ class ToPrecision(Pass[PrecisionReport]):
     def __init__(self, precision: Precision, *, io_dtype: str = "float32") -> None:
         if io_dtype not in ("float32", precision.graph_dtype):
             why = f"a graph in {precision.value} has inputs and outputs in float32 or {precision.graph_dtype}"
-            raise SpecError(f"inputs and outputs cannot be {io_dtype}", why=why)
+            raise SpecError(f"inputs and outputs cannot be {io_dtype}", why=why, do="leave it away for float32")
         self.precision, self.io_dtype = precision, io_dtype
 
     def expected(self, inputs_and_outputs: Interface) -> Interface:
@@ -125,4 +125,4 @@ def _prepare(model: onnx_ir.Model, low: onnx_ir.DataType) -> None:
         for output in node.outputs:
             if output.name and output.dtype is None:
                 why = f"the output {output.name} of {node.op_type} (node {node.name}) has no type"
-                raise GraphError("the graph's types cannot be inferred", why=why)
+                raise GraphError("the graph's types cannot be inferred", why=why, do="use --precision fp32")

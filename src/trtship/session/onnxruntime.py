@@ -80,7 +80,11 @@ class OnnxRuntimeSession(Session):
             raise
         except Exception as error:
             shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
-            raise GraphError(f"{self._name} failed while it ran on {shapes}", why=_reason(error)) from error
+            raise GraphError(
+                f"{self._name} failed while it ran on {shapes}",
+                why=_reason(error),
+                do="check whether the model takes these sizes, or export it again",
+            ) from error
 
     def _run_torch(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Bind the tensors where they lie, and take the outputs over by DLPack: no copy on either side."""

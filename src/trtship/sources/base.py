@@ -139,7 +139,9 @@ def version_of(package: str) -> str:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         raise DependencyError(
-            f"cannot load models: the package {package} is not installed", do="pip install 'trtship[make]'"
+            f"cannot load this model without the package {package}",
+            why="it is not installed",
+            do="pip install 'trtship[make]'",
         ) from None
 
 

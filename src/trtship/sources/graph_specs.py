@@ -51,7 +51,11 @@ class _Letters:
             initials = [symbol[:1], symbol[:1].upper()]
             free = [letter for letter in [*initials, *LETTERS] if letter in LETTERS and letter not in self.taken]
             if not free:
-                raise GraphError("the graph has too many dynamic dimensions", why=f"more than {len(LETTERS)}")
+                raise GraphError(
+                    "the graph has too many dynamic dimensions",
+                    why=f"more than {len(LETTERS)}",
+                    do="export it with some of them fixed",
+                )
             self.given[symbol] = free[0]
         return self.given[symbol]
 
@@ -68,7 +72,11 @@ def _spec(onnx: Any, value: Any, letters: _Letters) -> TensorSpec:
     kind = onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type).lower()
     dtype = {"float": "float32", "double": "float64"}.get(kind, kind)
     if dtype not in DTYPES:
-        raise GraphError(f"{value.name} has the type {kind}", why=f"the types are {', '.join(DTYPES)}")
+        raise GraphError(
+            f"{value.name} has the type {kind}",
+            why=f"the types are {', '.join(DTYPES)}",
+            do="cast it to one of them within the graph",
+        )
     shape: list[int | str] = []
     for index, dim in enumerate(_dims(value)):
         if isinstance(dim, int):

@@ -139,7 +139,7 @@ def _own(module: Any, attribute: str, kind: Any) -> Any:
     try:
         return value if value is None or isinstance(value, Preprocess) else msgspec.convert(value, type=kind)
     except msgspec.MsgspecError as error:
-        raise SpecError(f"{attribute} of the model is not valid", why=str(error)) from error
+        raise SpecError(f"{attribute} of the model is not valid", why=str(error), do="mend it in the file") from error
 
 
 def _functions(code: Any) -> str:

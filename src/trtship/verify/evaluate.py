@@ -57,7 +57,9 @@ def predictions(
         scores = session.infer({name: array})[output][: len(chunk)]
         if scores.ndim != 2:
             raise ImageError(
-                "--eval needs a classifier", why=f"the output {output} has shape {list(scores.shape)}, not [B, classes]"
+                "--eval needs a classifier",
+                why=f"the output {output} has shape {list(scores.shape)}, not [B, classes]",
+                do="leave --eval away",
             )
         found.append(np.where(np.isfinite(scores).all(axis=1), scores.argmax(axis=1), -1))
     return np.concatenate(found).astype(np.int64)

@@ -73,7 +73,9 @@ class Reference(msgspec.Struct, frozen=True):
             ]
             return Reference(batch_letter(inputs), dict(sizes), *found)
         except (OSError, ValueError, EOFError) as error:
-            raise BundleError("the bundle's reference data cannot be read", why=str(error)) from error
+            raise BundleError(
+                "the bundle's reference data cannot be read", why=str(error), do="deploy the model again"
+            ) from error
 
 
 def make_reference(
