@@ -164,5 +164,5 @@ def in_words(node: onnx_ir.Node) -> str:
 
 def only_user(value: onnx_ir.Value) -> onnx_ir.Node | None:
     """The node that uses `value`, once and alone; None where there is another use, or it is an output of the graph."""
-    uses = value.uses()
+    uses = tuple(value.uses())
     return uses[0].node if len(uses) == 1 and not value.is_graph_output() else None
