@@ -163,7 +163,7 @@ def _run(
                     draft = Path(folder) / target.name
                     torch.onnx.export(module, example, str(draft), dynamo=False, dynamic_axes=dynamic, **names)
                     _write(load_graph(draft), target, opset, external_over)
-    except TrtshipError:
+    except (TrtshipError, OSError):  # a full disk says nothing about the model
         raise
     except Exception as error:
         raise GraphError(
