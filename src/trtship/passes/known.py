@@ -41,11 +41,8 @@ class Known:
 
     def shape(self, value: onnx_ir.Value | None) -> tuple[int, ...] | None:
         """None where it depends on data, or on an operator without shape inference."""
-        kind = self._types.get(value) if value is not None else None
-        if kind is None or not kind.tensor_type.HasField("shape"):
-            return None
-        dims = kind.tensor_type.shape.dim
-        return tuple(dim.dim_value for dim in dims) if all(dim.HasField("dim_value") for dim in dims) else None
+        dims = self._dims(value)
+        return None if dims is None or None in dims else tuple(dim for dim in dims if dim is not None)
 
     def dtype(self, value: onnx_ir.Value) -> Any:
         """numpy's; None where it is unknown."""
@@ -68,6 +65,12 @@ class Known:
         """The outputs of `node` with `array` in place of its first input; none where they cannot be worked out."""
         rest = [self.data(value) for value in node.inputs[1:] if value is not None]
         return {} if any(one is None for one in rest) else self._run(node, [array, *rest])
+
+    def _dims(self, value: onnx_ir.Value | None) -> list[int | None] | None:
+        kind = self._types.get(value) if value is not None else None
+        if kind is None or not kind.tensor_type.HasField("shape"):
+            return None
+        return [dim.dim_value if dim.HasField("dim_value") else None for dim in kind.tensor_type.shape.dim]
 
     def _visit(self, node: onnx_ir.Node) -> None:
         """Types of the node's outputs, and their elements where they are few integers (that is, shape arithmetic)."""
@@ -95,10 +98,10 @@ class Known:
         import numpy as np
 
         if node.op_type == "Shape":
-            shape = self.shape(node.inputs[0])
             start, end = node.attributes.get_int("start", 0), node.attributes.get_int("end", None)
-            return {} if shape is None else {node.outputs[0]: np.array(shape[start:end], np.int64)}
-        if node.op_type == "Constant" or any(value is not None and self.data(value) is None for value in node.inputs):
+            dims = (self._dims(node.inputs[0]) or [None])[start:end]
+            return {} if None in dims else {node.outputs[0]: np.array(dims, np.int64)}
+        if "Random" in node.op_type or any(value is not None and self.data(value) is None for value in node.inputs):
             return {}
         return self._run(node, [self.data(value) for value in node.inputs if value is not None])
 

@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir
+import pytest
+
+from graphs import ops, written
+from trtship.cli import optimize as verb
+from trtship.cli.console import Console
+from trtship.errors import GraphError
+from trtship.passes.batches import Batches
+from trtship.passes.optimization import ALL, optimize
+from trtship.passes.proof import Reference
+from trtship.passes.rewrite import Editor, Miss, Rewrite
+
+ADD = "(float[B, 4] x) => (float[B, 4] y) { a = Add(x, w) y = Relu(a) }"
+W = np.array([1, -2, 3, 0.5], np.float32)
+
+
+class Replace(Rewrite[onnx_ir.Node]):
+    """Every Add becomes another operator."""
+
+    name: ClassVar[str] = "replace"
+
+    def __init__(self, op: str) -> None:
+        self.op = op
+
+    def pattern(self, graph: onnx_ir.Graph) -> Iterable[onnx_ir.Node]:
+        return (node for node in graph if node.op_type == "Add")
+
+    def check(self, anchor: onnx_ir.Node, batches: Batches) -> onnx_ir.Node:
+        if self.op == "Miss":
+            raise Miss(anchor, "not today")
+        return anchor
+
+    def rewrite(self, found: onnx_ir.Node, editor: Editor) -> None:
+        if self.op == "Bug":
+            raise KeyError("a mistake of ours")
+        inputs = [value for value in found.inputs if value is not None]
+        editor.replace(found.outputs[0], editor.node(self.op, inputs, before=found))
+
+
+def test_a_pass_that_holds_its_promise_is_kept(tmp_path: Path) -> None:
+    report = optimize(written(tmp_path / "a.onnx", ADD, w=W), tmp_path / "b.onnx", passes=[Replace("Sum")])
+    (one,) = report.passes
+    assert (one.matches, one.rewritten, one.kept, one.error) == (1, 1, True, 0)
+    assert ops(tmp_path / "b.onnx") == ["Sum", "Relu"]
+
+
+FAILURES = {
+    "Sub": "relative L2 at most",
+    "Bug": "it failed: KeyError",
+    "Frobnicate": "it failed: GraphError",
+}
+
+
+@pytest.mark.parametrize(("op", "why"), FAILURES.items())
+def test_a_pass_that_fails_is_rolled_back_and_the_others_go_on(op: str, why: str, tmp_path: Path) -> None:
+    source = written(tmp_path / "a.onnx", ADD, w=W)
+    report = optimize(source, tmp_path / "b.onnx", passes=[Replace(op), Replace("Sum")])
+    assert [one.kept for one in report.passes] == [False, True]
+    assert why in report.passes[0].why
+    assert (report.passes[0].nodes_after, report.nodes_after) == (2, 2)
+    assert ops(tmp_path / "b.onnx") == ["Sum", "Relu"]
+
+
+def test_near_misses_reach_the_report(tmp_path: Path) -> None:
+    report = optimize(written(tmp_path / "a.onnx", ADD, w=W), tmp_path / "b.onnx", passes=[Replace("Miss")])
+    (one,) = report.passes
+    assert (one.matches, one.rewritten, one.kept, one.error) == (1, 0, False, None)
+    assert [(miss.node, miss.reason) for miss in one.near_misses] == [("a (Add)", "not today")]
+
+
+def test_a_source_that_does_not_run_raises(tmp_path: Path) -> None:
+    body = "(float[B, 4] x) => (float[B, 4] y) { s = Constant<value_ints = [7, 4]>() y = Reshape(x, s) }"
+    with pytest.raises(GraphError):
+        optimize(written(tmp_path / "a.onnx", body), tmp_path / "b.onnx")
+    assert not (tmp_path / "b.onnx").exists()
+
+
+@pytest.mark.parametrize("name", ["convnext"])
+def test_a_network_without_windows_comes_out_the_same(
+    name: str, exported: Callable[[str], Path], tmp_path: Path
+) -> None:
+    report = optimize(exported(name), tmp_path / "b.onnx", passes=ALL[:1])
+    assert [one.why for one in report.passes] == ["nothing matched"]
+    assert ops(tmp_path / "b.onnx") == ops(exported(name))
+
+
+# The proof: each graph differs from the first one on one kind of input alone.
+SAME = "(float[B, 4, 4] x) => (float[B, 4, 4] y) { y = Identity(x) }"
+SPOILED = {
+    "large activations": "(float[B, 4, 4] x) => (float[B, 4, 4] y) { y = Clip(x, low, high) }",
+    "constant rows": """(float[B, 4, 4] x) => (float[B, 4, 4] y) {
+        r = ReduceMax<keepdims = 1>(x, last) s = ReduceMin<keepdims = 1>(x, last) d = Sub(r, s) t = Less(d, tiny)
+        z = Sub(x, x) y = Where(t, z, x) }""",
+    "one hot pixel": """(float[B, 4, 4] x) => (float[B, 4, 4] y) {
+        e = Equal(x, zero) f = Cast<to = 1>(e) n = ReduceSum<keepdims = 1>(f, inner) t = Greater(n, ten)
+        z = Sub(x, x) y = Where(t, z, x) }""",
+    "a batch of three": """(float[B, 4, 4] x) => (float[B, 4, 4] y) {
+        n = Shape<start = 0, end = 1>(x) t = Equal(n, three) z = Sub(x, x) y = Where(t, z, x) }""",
+    "NaN": "(float[B, 4, 4] x) => (float[B, 4, 4] y) { z = Sub(x, x) q = Div(z, z) y = Add(x, q) }",
+}
+
+
+@pytest.mark.parametrize("body", SPOILED.values(), ids=list(SPOILED))
+def test_the_proof_sees_what_one_kind_of_input_shows(body: str, tmp_path: Path) -> None:
+    constants = {"low": np.float32(-8), "high": np.float32(8), "tiny": np.float32(1e-9), "zero": np.float32(0)}
+    integers = {"last": np.array([-1]), "inner": np.array([1, 2]), "three": np.array([3])}
+    reference = Reference(written(tmp_path / "a.onnx", SAME))
+    assert reference.verdict(tmp_path / "a.onnx").error == 0
+    spoiled = written(tmp_path / "b.onnx", body, **constants, **integers, ten=np.float32(10))
+    assert not reference.verdict(spoiled).same
+
+
+def test_inputs_on_which_the_graph_itself_overflows_prove_nothing(tmp_path: Path) -> None:
+    body = "(float[B, 4, 4] x) => (float[B, 4, 4] y) { e = Exp(x) f = Exp(e) y = OP(f) }"
+    source = written(tmp_path / "a.onnx", body.replace("OP", "Identity"))
+    assert Reference(source).verdict(written(tmp_path / "b.onnx", body.replace("OP", "Sum"))).same
+
+
+def run_verb(arguments: list[str], *, as_json: bool = False) -> int:
+    parser = argparse.ArgumentParser()
+    verb.add_arguments(parser)
+    console = Console(json=as_json, quiet=True)
+    return verb.run(parser.parse_args(arguments), console)
+
+
+def test_the_verb_prints_a_table(swin: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_verb([str(swin("own")), "-o", str(tmp_path / "b.onnx")]) == 0
+    shown = capsys.readouterr().out
+    for text in ("pass", "matches", "largest error", "windows into heads", "patch embedding", "b.onnx: "):
+        assert text in shown
+
+
+def test_the_verbs_json_is_the_report(
+    swin: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_verb([str(swin("own")), "-o", str(tmp_path / "b.onnx")], as_json=True) == 0
+    report = json.loads(capsys.readouterr().out)["report"]
+    assert {one["name"]: one["rewritten"] for one in report["passes"]}["windows into heads"] == 4
+    assert all(set(one) >= {"matches", "near_misses", "error", "bound", "kept", "why"} for one in report["passes"])
