@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from graphs import written
 from trtship.graphs import load_graph, rounding_bound
-from trtship.passes import emulate_bfloat16, to_precision
+from trtship.passes import emulate_low, to_precision
 from trtship.session.onnxruntime import OnnxRuntimeSession
 from trtship.spec import Precision
 
@@ -99,11 +99,10 @@ def test_any_such_graph_stays_valid_keeps_its_interface_and_its_outputs(
         written(source, body, **constants())
         report = to_precision(source, typed, precision)
         onnx.checker.check_model(str(typed), full_check=True)
-        if precision is Precision.BF16:
-            emulate_bfloat16(typed, emulated)
+        emulate_low(typed, emulated)
         with OnnxRuntimeSession(source, threads=1) as one:
             expected, interface = one.infer({"x": x})["y"], (one.inputs, one.outputs)
-        with OnnxRuntimeSession(emulated if emulated.exists() else typed, threads=1) as two:
+        with OnnxRuntimeSession(emulated, threads=1) as two:
             found = two.infer({"x": x})["y"]
             assert (two.inputs, two.outputs) == interface
         bound = rounding_bound(load_graph(typed), precision).bound

@@ -13,7 +13,7 @@ from graphs import SMALL, model_of, pictures, small_model
 from trtship.errors import GraphError
 from trtship.graphs import load_graph, rounding_bound
 from trtship.graphs.rounding import DEVIATION, QUANTILE
-from trtship.passes import emulate_bfloat16, to_precision
+from trtship.passes import emulate_low, to_precision
 from trtship.session.onnxruntime import OnnxRuntimeSession
 from trtship.spec import Precision
 
@@ -87,8 +87,8 @@ def prepared(graph: Path, folder: Path, precision: Precision) -> tuple[Path, flo
     typed = folder / "typed.onnx"
     to_precision(graph, typed, precision)
     bound = rounding_bound(load_graph(typed), precision).bound
-    if precision is Precision.BF16:
-        emulate_bfloat16(typed, folder / "emulated.onnx")
+    if precision.graph_dtype != "float32":
+        emulate_low(typed, folder / "emulated.onnx")
         typed = folder / "emulated.onnx"
     return typed, bound
 

@@ -17,11 +17,11 @@ from trtship.bundle.bundle import MANIFEST, Bundle
 from trtship.bundle.runtime import open_session
 from trtship.errors import GraphError, MachineError
 from trtship.files import check_writable, sha256_of
-from trtship.passes import emulate_bfloat16
+from trtship.passes import emulate_low
 from trtship.progress import SILENT, Progress
 from trtship.session.base import Session
 from trtship.session.onnxruntime import OnnxRuntimeSession
-from trtship.spec import Precision, Record, batch_range, classes_of, from_json
+from trtship.spec import Record, batch_range, classes_of, from_json
 from trtship.verify import Bound, Evaluation, Picture, Verdict, compare, evaluate, not_run
 from trtship.verify.evaluate import predictions
 from trtship.verify.folder import labelled_pictures
@@ -189,16 +189,15 @@ def _originals(bundle: Bundle) -> Originals | None:
 
 
 def _precision_session(bundle: Bundle) -> Session:
-    """The strongly typed graph through onnxruntime. Its CPU kernels know no bfloat16: there, an fp32 graph that rounds
-    every tensor to bfloat16 stands in, and `runtime` says so."""
+    """The strongly typed graph through onnxruntime, with every rounding that TensorRT may do: an fp32 graph that rounds
+    each tensor stands in for it, since onnxruntime itself leaves most of them out. `runtime` says so."""
     path = bundle.path(bundle.manifest.precision_graph)
-    if bundle.manifest.precision is not Precision.BF16:
-        return OnnxRuntimeSession(path)
     with tempfile.TemporaryDirectory() as folder:
         stand_in = Path(folder) / "emulated.onnx"
-        emulate_bfloat16(path, stand_in)
+        emulate_low(path, stand_in)
         session = OnnxRuntimeSession(stand_in)
-    session.runtime += ", bfloat16 emulated: every tensor rounded to it after an fp32 kernel"
+    low = bundle.manifest.precision.graph_dtype
+    session.runtime += f", {low} emulated: every tensor rounded to it after an fp32 kernel"
     return session
 
 

@@ -2,7 +2,7 @@
 
 from trtship.passes.base import Pass, PassResult
 from trtship.passes.compare import Difference, differences
-from trtship.passes.emulate import emulate_bfloat16
+from trtship.passes.emulate import emulate_low
 from trtship.passes.precision import PrecisionReport, ToPrecision, to_precision
 from trtship.passes.simplification import SimplifyReport, simplify
 
@@ -14,7 +14,7 @@ __all__ = [
     "SimplifyReport",
     "ToPrecision",
     "differences",
-    "emulate_bfloat16",
+    "emulate_low",
     "simplify",
     "to_precision",
 ]
