@@ -28,7 +28,7 @@ class Colours(torch.nn.Module):
 
     trtship_inputs = ["input=Bx3x8x8"]
     trtship_labels = ["red", "green", "blue"]
-    trtship_preprocess = {"mode": "RGB", "steps": [
+    trtship_preprocess = {"mode": "RGB", "exif_transpose": False, "steps": [
         {"op": "resize", "height": 8, "width": 8, "fit": "exact", "interpolation": "bilinear"},
         {"op": "rescale", "factor": 1 / 255},
     ]}

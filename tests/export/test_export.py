@@ -287,3 +287,18 @@ def test_nothing_is_said_on_stdout(tmp_path: Path, capfd: pytest.CaptureFixture[
             seeded(Small), tmp_path / "m.onnx", inputs=IMAGE, outputs=["logits"], exporter=exporter
         )  # fmt: skip
     assert capfd.readouterr().out == ""
+
+
+def test_sizes_of_outputs_that_are_always_the_same_are_numbers_in_the_graph(tmp_path: Path) -> None:
+    """A trace leaves a size open where it was worked out; later passes find it, and would seem to change the graph."""
+
+    class Reshaped(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.reshape(x.shape[0], -1) * 2
+
+    report = onnx_from_torch(
+        Reshaped(), tmp_path / "m.onnx", inputs=IMAGE, outputs=["logits"], exporter="torchscript"
+    )  # fmt: skip
+    assert report.outputs == (TensorSpec(name="logits", shape=("B", 192)),)
+    with OnnxRuntimeSession(tmp_path / "m.onnx") as session:
+        assert session.outputs == report.outputs

@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 
 from trtship.errors import ExportMismatchError, GraphError, SourceError, TrtshipError
+from trtship.export.outputs import Shapes
 from trtship.graphs import load_graph, rounding_bound
 from trtship.measure import Measure, measure, random_inputs
 from trtship.session.onnxruntime import OnnxRuntimeSession
@@ -18,10 +19,11 @@ from trtship.spec import Precision, ShapeRange, TensorSpec, batch_letter
 
 
 class Checked(msgspec.Struct, frozen=True):
-    """What the check found: a measure for every output and set of sizes, and the specs of the outputs."""
+    """What the check found: a measure and a shape for every output and set of sizes, and the specs of the outputs."""
 
     measures: tuple[Measure, ...]
     outputs: tuple[TensorSpec, ...]
+    shapes: Shapes
     bound: float
     bound_from: str
 
@@ -43,6 +45,7 @@ def check_export(
     derived = rounding_bound(load_graph(graph), Precision.FP32)
     bound = 2 * derived.bound
     measures: list[Measure] = []
+    shapes: dict[str, list[tuple[int, ...]]] = {name: [] for name in outputs}
     batch = batch_letter(inputs)
     with OnnxRuntimeSession(graph) as session:
         specs = tuple(TensorSpec(name=s.name, shape=s.shape, dtype=s.dtype) for s in session.outputs)
@@ -57,6 +60,7 @@ def check_export(
             except TrtshipError as error:
                 raise _mismatch(sizes, traced, f"onnxruntime refused it: {error.why or error.what}") from error
             for name in outputs:
+                shapes[name].append(tuple(found[name].shape))
                 result = measure(expected[name], found[name], output=name, sizes=sizes)
                 measures.append(result)
                 if not result.finite:
@@ -65,7 +69,7 @@ def check_export(
                     raise _mismatch(
                         sizes, traced, f"{name} is off by {result.rel_l2:.2g} (relative L2), over {bound:.2g}"
                     )
-    return Checked(tuple(measures), specs, bound, f"twice the bound of {derived.derivation}")
+    return Checked(tuple(measures), specs, shapes, bound, f"twice the bound of {derived.derivation}")
 
 
 def sizes_around(

@@ -11,6 +11,7 @@ import numpy as np
 from trtship.errors import ExportMismatchError, TrtshipError
 from trtship.export.check import sizes_around
 from trtship.export.onnx import ExportReport, traced_sizes
+from trtship.export.outputs import Shapes, settle_outputs
 from trtship.graphs import load_graph, rounding_bound, save_graph
 from trtship.measure import Measure, measure, random_inputs
 from trtship.session.onnxruntime import OnnxRuntimeSession
@@ -34,7 +35,7 @@ def adopt_graph(loaded: LoadedGraph, target: Path, *, ranges: Mapping[str, Shape
     save_graph(model, target)
     derived = rounding_bound(model, Precision.FP32)
     traced = traced_sizes(loaded.inputs, ranges)
-    checks = _check_rows(target, loaded, traced, 2 * derived.bound, ranges)
+    checks, shapes = _check_rows(target, loaded, traced, 2 * derived.bound, ranges)
     return ExportReport(
         exporter="none: the graph was given",
         opset=loaded.opset,
@@ -43,7 +44,7 @@ def adopt_graph(loaded: LoadedGraph, target: Path, *, ranges: Mapping[str, Shape
         bound=2 * derived.bound,
         bound_from=f"twice the bound of {derived.derivation}",
         checks=checks,
-        outputs=loaded.outputs,
+        outputs=settle_outputs(target, loaded.outputs, shapes),
     )
 
 
@@ -55,12 +56,12 @@ def _shape(spec: TensorSpec) -> Any:
 
 def _check_rows(
     graph: Path, loaded: LoadedGraph, traced: Mapping[str, int], bound: float, ranges: Mapping[str, ShapeRange]
-) -> tuple[Measure, ...]:
-    """Each row alone, against the same row in a batch, at every batch of `sizes_around`."""
+) -> tuple[tuple[Measure, ...], Shapes]:
+    """Each row alone, against the same row in a batch, at every set of sizes of `sizes_around`; and the outputs' shapes
+    there. A graph of a fixed batch is only run."""
     letter = batch_letter(loaded.inputs)
-    if letter is None:
-        return ()
     measures: list[Measure] = []
+    shapes: dict[str, list[tuple[int, ...]]] = {spec.name: [] for spec in loaded.outputs}
     with OnnxRuntimeSession(graph) as session:
         for sizes in sizes_around(traced, ranges, batch=letter):
             feeds = random_inputs(loaded.inputs, sizes, seed=7)
@@ -69,17 +70,20 @@ def _check_rows(
                 together = session.infer(feeds)
                 rows = [
                     session.infer({n: a[i : i + 1] if n in batched else a for n, a in feeds.items()})
-                    for i in range(sizes[letter])
+                    for i in range(sizes[letter] if letter else 0)
                 ]
             except TrtshipError as error:
                 raise _frozen(graph, sizes, f"it cannot run there: {error.why or error.what}") from error
             for spec in loaded.outputs:
+                shapes[spec.name].append(tuple(together[spec.name].shape))
+                if not rows:
+                    continue
                 alone = np.concatenate([row[spec.name] for row in rows]) if spec.shape else together[spec.name]
                 found = measure(alone, together[spec.name], output=spec.name, sizes=sizes)
                 measures.append(found)
                 if not found.finite or found.rel_l2 is None or found.rel_l2 > bound:
                     raise _frozen(graph, sizes, f"rows of {spec.name} depend on their neighbours (or are not finite)")
-    return tuple(measures)
+    return tuple(measures), shapes
 
 
 def _frozen(graph: Path, sizes: Mapping[str, int], why: str) -> ExportMismatchError:

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from trtship.errors import ExportMismatchError, GateError, GraphError, SpecError, TrtshipError
 from trtship.export.check import check_export
+from trtship.export.outputs import settle_outputs
 from trtship.graphs import EXTERNAL_OVER, load_graph, save_graph
 from trtship.measure import Measure, random_inputs
 from trtship.needs import need
@@ -91,7 +92,7 @@ def onnx_from_torch(
             bound=checked.bound,
             bound_from=checked.bound_from,
             checks=checked.measures,
-            outputs=checked.outputs,
+            outputs=settle_outputs(target, checked.outputs, checked.shapes, external_over=external_over),
         )
     wrong = [f for f in failures if isinstance(f, ExportMismatchError)]
     if wrong:

@@ -27,7 +27,9 @@ def graph_from_source(
     if isinstance(model, LoadedGraph):
         if opset is not None or exporter is not None:
             raise SpecError(
-                "--opset and --exporter do not apply to an ONNX file", why="it is exported already", do="leave them away"
+                "--opset and --exporter do not apply to an ONNX file",
+                why="it is exported already",
+                do="leave them away",
             )
         return adopt_graph(model, target, ranges=ranges)
     return onnx_from_torch(

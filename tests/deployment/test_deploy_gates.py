@@ -1,0 +1,140 @@
+"""Faults planted into real deploys: no bundle comes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+import trtship
+from deployed import BLUE, COLOURS, GREEN, RED, edit_graph, paint
+from trtship.deployment import stages
+from trtship.errors import BuildError, ExportMismatchError, GateError
+
+FROZEN = """
+import torch
+
+class Frozen(torch.nn.Module):
+    trtship_inputs = ["input=Bx4x6"]
+
+    def forward(self, x):
+        rows = x.reshape(-1, 6)
+        return rows.reshape(int(rows.shape[0] / 4), 4, 6).sum(2)
+
+def frozen():
+    return Frozen()
+"""
+
+
+def swap_rows(model: onnx.ModelProto) -> None:
+    """Every weight matrix with its first two rows exchanged: a graph that runs, and is another model."""
+    for tensor in model.graph.initializer:
+        array = numpy_helper.to_array(tensor)
+        if array.ndim == 2 and len(array) > 1 and array.dtype.kind == "f":
+            array = np.concatenate([array[1::-1], array[2:]])
+            tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> str:
+    (tmp_path / "colours.py").write_text(COLOURS)
+    return f"{tmp_path / 'colours.py'}:colours"
+
+
+def deploy(source: str, tmp_path: Path, **options: Any) -> Any:
+    options = {"exporter": "torchscript", "batch": "1:2:4", **options}
+    return trtship.deploy(source, tmp_path / "out" / "b", **options)
+
+
+@pytest.fixture
+def faulty_precision(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The precision stage exchanges two rows of every weight; its results stay out of the other tests' cache."""
+    honest = stages.to_precision
+
+    def faulty(source: Path, target: Path, *arguments: Any, **options: Any) -> Any:
+        report = honest(source, target, *arguments, **options)
+        edit_graph(target, swap_rows)
+        return report
+
+    monkeypatch.setenv("TRTSHIP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(stages, "to_precision", faulty)
+
+
+@pytest.mark.usefixtures("faulty_precision")
+def test_a_wrong_weight_in_the_graph_that_the_plan_is_built_from_fails_its_gate(source: str, tmp_path: Path) -> None:
+    with pytest.raises(GateError, match="graph fp16, rel_l2") as caught:
+        deploy(source, tmp_path, precision="fp16")
+    assert "over the bound" in caught.value.why
+    verdicts = {v["subject"]: v["state"] for v in caught.value.as_dict()["evidence"]}  # type: ignore[attr-defined]
+    assert verdicts["graph fp16"] == "failed"
+    assert verdicts["graph fp32"] == "passed"
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("faulty_precision")
+def test_it_fails_in_top1_as_well(source: str, tmp_path: Path) -> None:
+    pictures = paint(tmp_path / "pictures", {"red": [RED], "green": [GREEN], "blue": [BLUE]})
+    with pytest.raises(GateError, match=r"top-1 fell by 66\.67 points"):
+        deploy(source, tmp_path, precision="fp16", eval_dir=pictures, max_drop=60)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("faulty_precision")
+def test_a_failed_deploy_leaves_the_bundle_that_stood_there(
+    source: str, tmp_path: Path, deployed: Callable[[str, str], Path]
+) -> None:
+    import shutil
+
+    shutil.copytree(deployed("colours", "fp32"), tmp_path / "out" / "b")
+    before = {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()}
+    with pytest.raises(GateError):
+        deploy(source, tmp_path, precision="fp16", force=True)
+    assert {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()} == before
+
+
+def test_an_overflow_in_half_precision_fails_its_gate(tmp_path: Path) -> None:
+    """Sums around 1e6 are beyond fp16, whose largest number is 65504; bf16 holds them."""
+    (tmp_path / "large.py").write_text(
+        FROZEN.replace("x.reshape(-1, 6)", "x.reshape(-1, 24)").replace(
+            "rows.reshape(int(rows.shape[0] / 4), 4, 6).sum(2)", "torch.relu(rows * 1000.0) * 1000.0"
+        )
+    )
+    source = f"{tmp_path / 'large.py'}:frozen"
+    with pytest.raises(GateError, match="NaN or Inf in logits"):
+        deploy(source, tmp_path, precision="fp16")
+    assert not (tmp_path / "out").exists()
+    assert {v.state for v in deploy(source, tmp_path, precision="bf16").verdicts} <= {"passed", "not run"}
+
+
+def test_weights_beyond_half_precision_fail_their_gate(source: str, tmp_path: Path) -> None:
+    with pytest.raises(GateError, match="over the bound"):
+        deploy(source, tmp_path, precision="fp16", model_args=[("scale", "1e5")])
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("exporter", [None, "dynamo", "torchscript"])
+def test_a_frozen_batch_never_becomes_a_bundle(exporter: str | None, tmp_path: Path) -> None:
+    (tmp_path / "frozen.py").write_text(FROZEN)
+    with pytest.raises(ExportMismatchError):
+        deploy(f"{tmp_path / 'frozen.py'}:frozen", tmp_path, exporter=exporter)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_the_library_raises_midway_leaves_nothing(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise BuildError("no plan")
+
+    monkeypatch.setenv("TRTSHIP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(stages, "plan_from_onnx", broken)
+    with pytest.raises(BuildError):
+        deploy(source, tmp_path)
+    assert not (tmp_path / "out").exists()
+    assert not [p for p in (tmp_path / "cache").rglob("*") if ".partial" in p.name]
+    assert not list((tmp_path / "cache").rglob("build/*/entry.json"))
