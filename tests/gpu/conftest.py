@@ -64,8 +64,8 @@ def pytest_sessionfinish() -> None:
 
 @pytest.fixture(scope="session")
 def gpu_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A stage cache of this run's own, so that nothing from an earlier one is taken for granted."""
-    folder = tmp_path_factory.mktemp("cache")
+    """The stage cache: `$TRTSHIP_CACHE` where that is set, else one of this run's own."""
+    folder = Path(os.environ.get("TRTSHIP_CACHE") or tmp_path_factory.mktemp("cache"))
     os.environ["TRTSHIP_CACHE"] = str(folder)
     return folder
 
