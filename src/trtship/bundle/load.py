@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import msgspec
 import numpy as np
+from PIL import Image
 
 from trtship.bundle.bundle import Bundle
 from trtship.bundle.runtime import Runtime, open_session
@@ -71,6 +73,13 @@ class BundleSession(Session):
         many = images if isinstance(images, Sequence) and not isinstance(images, (str, bytes)) else [images]
         if not many:
             raise InputError("there are no pictures", why="the list is empty", do="pass one, or more")
+        for image in many:
+            if not isinstance(image, (str, os.PathLike, Image.Image)):
+                raise InputError(
+                    f"a {type(image).__name__} is no picture",
+                    why="pictures are paths or PIL images",
+                    do="pass arrays as one array, [B, C, H, W], or in a dict by name",
+                )
         return preprocess_images(list(many), spec).astype(self.inputs[0].dtype, copy=False)
 
     def classify(self, images: Pictures, *, top: int = 5) -> list[list[Guess]]:
