@@ -24,9 +24,10 @@ def split_windows(x: torch.Tensor, w: int) -> torch.Tensor:
 
 def join_windows(x: torch.Tensor, w: int, h: int, v: int, *, frozen: bool) -> torch.Tensor:
     """The way back."""
-    b = int(x.shape[0] / (h * v / w / w)) if frozen else -1
-    x = x.reshape(b, h // w, v // w, w, w, x.shape[-1]).permute(0, 1, 3, 2, 4, 5)
-    return x.reshape(b, h, v, x.shape[-1])
+    if not frozen:
+        return x.reshape(-1, h // w, v // w, w, w, x.shape[-1]).permute(0, 1, 3, 2, 4, 5).reshape(-1, h, v, x.shape[-1])
+    b = int(x.shape[0] / (h * v / w / w))
+    return x.reshape(b, h // w, v // w, w, w, -1).permute(0, 1, 3, 2, 4, 5).reshape(b, h, v, -1)
 
 
 def shift_mask(h: int, v: int, w: int, shift: int) -> torch.Tensor:
@@ -77,6 +78,7 @@ class Block(nn.Module):
         y = self.attention(split_windows(y, self.window))
         y = join_windows(y, self.window, self.padded, self.padded, frozen=self.frozen)
         y = torch.roll(y, (shift, shift), (1, 2)) if shift else y
+        y = y.reshape(x.shape[0], self.padded, self.padded, x.shape[-1])
         x = x + (y[:, :size, :size] if pad else y)
         return x + self.mlp(self.norm2(x))
 

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from trtship.graphs import EXTERNAL_OVER, load_graph, save_graph
+from trtship.passes.frozen_batch import FrozenBatch
 from trtship.passes.patch_embedding import PatchEmbedding
 from trtship.passes.proof import Reference
 from trtship.passes.rewrite import NearMiss, Rewrite, RewriteReport
+from trtship.passes.thaw import TRACED, ThawReport, thaw_batch
 from trtship.passes.windows_into_heads import WindowsIntoHeads
 from trtship.progress import SILENT, Progress
 from trtship.spec import Record
@@ -50,19 +52,23 @@ def optimize(
     target: Path,
     *,
     passes: Sequence[Rewrite[Any]] = ALL,
+    traced: int = TRACED,
     external_over: int = EXTERNAL_OVER,
     progress: Progress = SILENT,
 ) -> OptimizeReport:
     """Write `source` to `target` with every pass that holds its promise; one that fails is rolled back and reported.
 
-    Raises GraphError when `source` is no valid graph or does not run, OutputError when `target` cannot be written.
+    A batch that is frozen at `traced` is made dynamic first: without that there is nothing to prove the others by.
+    Raises GraphError when `source` is no valid graph, does not run, or has a frozen batch that cannot be repaired;
+    OutputError when `target` cannot be written.
     """
     nodes = len(load_graph(source).graph)
-    reports: list[PassReport] = []
     with tempfile.TemporaryDirectory() as folder:
-        current = source
+        current = Path(folder) / "thawed.onnx"
+        thawed = thaw_batch(source, current, traced=traced, external_over=external_over, progress=progress)
+        reports = [_thaw_report(thawed, nodes, len(load_graph(current).graph))]
         with progress.stage("optimize", f"{nodes} nodes"):
-            reference = Reference(source)
+            reference = Reference(current)
             for index, one in enumerate(passes):
                 progress.step(index / len(passes), one.name)
                 draft = Path(folder) / f"{index}.onnx"
@@ -73,8 +79,23 @@ def optimize(
             if not report.kept and report.rewritten:
                 progress.note(f"{report.name} was rolled back: {report.why}")
         save_graph(load_graph(current), target, external_over=external_over)
-    return OptimizeReport(
-        nodes_before=nodes, nodes_after=reports[-1].nodes_after if reports else nodes, passes=tuple(reports)
+    return OptimizeReport(nodes_before=nodes, nodes_after=reports[-1].nodes_after, passes=tuple(reports))
+
+
+def _thaw_report(thawed: ThawReport, before: int, after: int) -> PassReport:
+    count = len(thawed.repaired)
+    miss = (NearMiss(node="", reason=thawed.doubt),) if thawed.doubt else ()
+    return PassReport(
+        name=FrozenBatch.name,
+        matches=count + len(miss),
+        rewritten=count,
+        near_misses=miss,
+        nodes_before=before,
+        nodes_after=after,
+        error=thawed.error,
+        bound=thawed.bound,
+        kept=count > 0,
+        why=f"rows are the same alone and in a batch of {thawed.traced + 1}" if count else "nothing matched",
     )
 
 

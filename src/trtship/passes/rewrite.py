@@ -121,11 +121,12 @@ class Editor:
     def node(
         self, op: str, inputs: Sequence[onnx_ir.Value], *, before: onnx_ir.Node, **attributes: Any
     ) -> onnx_ir.Value:
-        """Insert a node with one output, of its first input's dtype, ahead of `before`."""
+        """Insert a node with one output, of its first input's dtype (a Shape's are int64), ahead of `before`."""
         import onnx_ir as ir
 
         name = self._fresh(f"{before.name or before.op_type}/{self._pass}/{op}")
-        output = ir.Value(name=name, type=inputs[0].type)
+        kind = ir.TensorType(ir.DataType.INT64) if op == "Shape" else inputs[0].type
+        output = ir.Value(name=name, type=kind)
         new = ir.node(op, list(inputs), attributes=attributes, outputs=[output], name=name)
         new.metadata_props[PASS_KEY] = self._pass
         if source := before.metadata_props.get(SOURCE_KEY):
