@@ -193,5 +193,5 @@ def test_merging_loses_no_verdict_and_invents_none(old: tuple[Verdict, ...], new
     before, fresh, merged = by_key(old), by_key(new), by_key(merge(old, new))
     assert merged.keys() == before.keys() | fresh.keys()
     for key, verdict in merged.items():
-        ran = key in fresh and fresh[key].state != "not run"
-        assert verdict == (fresh[key] if ran or key not in before else before[key])
+        runs = [v[key] for v in (fresh, before) if key in v and v[key].state != "not run"]
+        assert verdict == (runs[0] if runs else fresh.get(key, before.get(key)))

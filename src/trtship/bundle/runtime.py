@@ -15,6 +15,7 @@ from trtship.family import Family, choose_family, installed_families
 from trtship.gpu import list_gpus
 from trtship.progress import SILENT, Progress
 from trtship.session.base import Session
+from trtship.session.cuda import Cuda
 from trtship.session.onnxruntime import OnnxRuntimeSession
 from trtship.session.tensorrt import TensorRTSession
 
@@ -88,6 +89,7 @@ def _tensorrt(bundle: Bundle, wanted: str | None, device: int, rebuild: bool, pr
             "no NVIDIA GPU here", why="a plan runs on a GPU only", do='use runtime="onnxruntime", or another machine'
         )
     _check_device(device)
+    Cuda(device)  # where CUDA itself does not work, no other plan would
     name = wanted or (manifest.family if manifest.family in present else None)
     family, _ = choose_family(name)
     misfit = ""

@@ -66,12 +66,14 @@ def verify_bundle(
 
 
 def merge(old: Sequence[Verdict], new: Sequence[Verdict]) -> tuple[Verdict, ...]:
-    """The new verdicts; where one was not run now and an old one was, the old one."""
+    """The new verdicts; where one was not run now and was run before, the old one."""
     before = {(v.subject, v.gate): v for v in old}
     found = []
     for verdict in new:
         kept = before.pop((verdict.subject, verdict.gate), None)
-        found.append(kept if kept is not None and verdict.state == "not run" else verdict)
+        if kept is not None and kept.state != "not run" and verdict.state == "not run":
+            verdict = kept
+        found.append(verdict)
     return (*found, *before.values())
 
 
