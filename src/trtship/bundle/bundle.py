@@ -43,7 +43,9 @@ class Bundle(msgspec.Struct, frozen=True):
             data = _own(folder, MANIFEST).read_bytes()
         except OSError as error:
             raise BundleError(
-                f"{folder} cannot be read", why=error.strerror or str(error), do="mend its permissions, or copy it"
+                f"{folder} cannot be read",
+                why=f"{MANIFEST}: {error.strerror or error}",
+                do="mend its permissions, or copy it",
             ) from error
         bundle = Bundle(folder, read_manifest(data, where=str(folder / MANIFEST)))
         with progress.stage("check hashes", folder.name):

@@ -80,9 +80,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     _mend_streams()
     keep_quiet()
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is signal.SIG_DFL:
-            signal.signal(number, _terminated)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+            signal.signal(number, _stop)
     with Console(json="--json" in argv, quiet="--quiet" in argv) as console:
         try:
             arguments = _parser().parse_args(argv)
@@ -107,10 +107,12 @@ def _report(error: BaseException, console: Console, *, debug: bool) -> int:
 
 def _explain(error: BaseException) -> TrtshipError:
     """The error as the user should read it."""
+    if isinstance(error, KeyboardInterrupt) or _stops:
+        # whatever it became on its way here: packages turn it into an ImportError, for one
+        why = _stops[0] if _stops and _stops[0] != "SIGINT" else "Ctrl-C"
+        return Cancelled("cancelled", why=why, do="run it again: nothing half-made was left behind")
     if isinstance(error, TrtshipError):
         return error
-    if isinstance(error, KeyboardInterrupt):
-        return Cancelled("cancelled", why=str(error) or "Ctrl-C", do="run it again: nothing half-made was left behind")
     if isinstance(error, OSError) and error.errno in SURROUNDINGS:
         what = f"cannot use {error.filename}" if error.filename else "reading or writing failed"
         return UserError(what, why=error.strerror or str(error), do=SURROUNDINGS[error.errno])
@@ -135,5 +137,10 @@ def _mend_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def _terminated(signum: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt(signal.Signals(signum).name)
+_stops: list[str] = []
+"""The signals that told this process to end."""
+
+
+def _stop(signum: int, frame: FrameType | None) -> None:
+    _stops.append(signal.Signals(signum).name)
+    raise KeyboardInterrupt(_stops[-1])
