@@ -25,7 +25,9 @@ def need(module: str, *, purpose: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         package = module.split(".")[0]
-        absent = isinstance(error, ModuleNotFoundError) and error.name is not None and error.name.split(".")[0] == package
+        absent = (
+            isinstance(error, ModuleNotFoundError) and error.name is not None and error.name.split(".")[0] == package
+        )
         why = f"{purpose} needs the package {package}, which is not installed" if absent else str(error)
         raise DependencyError(
             f"cannot import {module}", why=why, do=f"pip install 'trtship[{EXTRAS.get(package, 'make')}]'"

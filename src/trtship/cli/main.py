@@ -78,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    _stops.clear()
     _mend_streams()
     keep_quiet()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

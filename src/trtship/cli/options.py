@@ -98,5 +98,7 @@ def add_output(parser: argparse.ArgumentParser, what: str) -> None:
 def positive(text: str, option: str) -> int:
     """A whole number of at least 1. Raises SpecError."""
     if not text.isdecimal() or int(text) < 1:
-        raise SpecError(f"{option} {text!r} is no number of things", why="it takes a whole number, 1 or more")
+        raise SpecError(
+            f"{option} {text!r} is no number of things", why="it takes a whole number, 1 or more", do="name one"
+        )
     return int(text)
