@@ -260,6 +260,7 @@ def test_a_shared_product_of_q_and_k_keeps_its_weights(tmp_path: Path) -> None:
 
 @st.composite
 def shapes(draw: st.DrawFn) -> dict[str, Any]:
+    """From 8 channels: a LayerNorm over 2 is a step, whose gain is far from the 1 that the rounding bound takes."""
     window, stages = draw(st.integers(2, 4)), draw(st.integers(1, 2))
     heads = draw(st.integers(1, 3))
     patch = draw(st.sampled_from([1, 2, 4]))
@@ -268,7 +269,7 @@ def shapes(draw: st.DrawFn) -> dict[str, Any]:
         "window": window,
         "patch": patch,
         "image": patch * draw(st.sampled_from([window * side, window * side + 2])),
-        "dim": heads * draw(st.sampled_from([2, 4])),
+        "dim": heads * draw(st.sampled_from([8, 16])),
         "heads": tuple(heads * 2**index for index in range(stages)),
         "depths": tuple(draw(st.integers(1, 2)) for _ in range(stages)),
         "cosine": draw(st.booleans()),
