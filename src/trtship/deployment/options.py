@@ -61,7 +61,7 @@ class DeployOptions(Record, frozen=True):
             precision=Precision.parse(precision),
             batch=None if batch is None else ShapeRange.parse(batch),
             sizes=parse_sizes(sizes),
-            targets=tuple(targets),
+            targets=tuple(dict.fromkeys(targets)),
             eval_dir=None if eval_dir is None else str(eval_dir),
             labels=None if labels is None else str(labels),
             **others,

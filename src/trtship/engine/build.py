@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,7 @@ def plan_from_onnx(
     Raises GraphError (an op or shape TensorRT lacks), SpecError (`targets`, `ranges`), BuildError, Cancelled.
     """
     shapes = {spec.name: _profile(spec, ranges) for spec in inputs}
+    targets = tuple(dict.fromkeys(targets))
     check_can_build(family, targets)
     gpus = list_gpus()
     begun = time.monotonic()
@@ -97,7 +99,7 @@ def plan_from_onnx(
             version=family.version,
             gpu=gpus[0].name if gpus else "",
             compute_capability=gpus[0].compute_capability if gpus else "",
-            targets=tuple(targets),
+            targets=targets,
             tf32=precision.tf32,
             environment=family.environment(tf32=precision.tf32),
             shapes=shapes,
@@ -161,6 +163,8 @@ class _Watch:
         self.error: BaseException | None = None
 
     def on_step(self, done: float, phase: str) -> bool:
+        if self.cancel.is_set():  # what TensorRT tells while it clears up is no progress
+            return False
         self._furthest = max(self._furthest, done)
         try:
             self._progress.step(self._furthest, phase)
@@ -171,23 +175,31 @@ class _Watch:
 
 
 def _build_in_thread(build: Callable[[], bytes | None], watch: _Watch) -> bytes | None:
-    """Build in a worker, so that Ctrl-C reaches this thread while TensorRT is busy; wait for it to let go."""
+    """Build in a worker, so that Ctrl-C reaches this thread while TensorRT is busy; wait for it to let go.
+
+    An event tells that it has: `Thread.join` takes a thread for ended once a signal interrupted it (Python 3.11), and a
+    process that ends with TensorRT still at work is aborted.
+    """
     result: list[bytes | None] = []
+    done = threading.Event()
 
     def work() -> None:
         try:
             result.append(build())
         except BaseException as error:
             watch.error = watch.error or error
+        finally:
+            done.set()
 
-    worker = threading.Thread(target=work, daemon=True)
-    worker.start()
+    threading.Thread(target=work, daemon=True).start()
     try:
-        while worker.is_alive():
-            worker.join(0.1)
+        while not done.wait(0.1):
+            pass
     except BaseException as error:
         watch.cancel.set()
-        worker.join()
+        while not done.is_set():
+            with suppress(KeyboardInterrupt):
+                done.wait()
         if isinstance(error, KeyboardInterrupt):
             do = "nothing was left behind; run it again when you like"
             raise Cancelled("the build was cancelled", do=do) from None
