@@ -1,0 +1,86 @@
+"""Drafts: whole results or none, and nothing of killed runs for long."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from pathlib import Path
+
+import pytest
+
+from trtship.errors import OutputError
+from trtship.files import draft_beside, refuse_to_replace, whole_file, whole_folder
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def test_a_file_comes_whole_with_the_usual_permissions(tmp_path: Path) -> None:
+    mask = os.umask(0o027)
+    try:
+        with whole_file(tmp_path / "new" / "a.txt") as draft:
+            draft.write_text("all of it")
+            assert not (tmp_path / "new" / "a.txt").exists()
+    finally:
+        os.umask(mask)
+    assert names(tmp_path) == ["new", "new/a.txt"]
+    assert (tmp_path / "new" / "a.txt").stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+@pytest.mark.parametrize("whole", [whole_file, whole_folder])
+def test_what_fails_leaves_neither_a_draft_nor_the_folders_made_for_it(tmp_path, whole, error) -> None:
+    def half_way() -> None:
+        with whole(tmp_path / "new" / "deep" / "a") as draft:
+            (draft.parent / "half").write_text("")
+            raise error
+
+    with pytest.raises(error):
+        half_way()
+    assert names(tmp_path) == []
+
+
+def test_a_draft_in_use_is_not_swept_and_an_abandoned_one_is(tmp_path: Path) -> None:
+    target = tmp_path / "a.onnx"
+    abandoned = tmp_path / ".a.onnx.abcd1234.partial"
+    others = [tmp_path / ".b.onnx.abcd1234.partial", tmp_path / ".a.onnx.mine.partial", tmp_path / ".a.onnx.abcd1234"]
+    for folder in (abandoned, *others):
+        folder.mkdir()
+        (folder / "part").write_text("")
+    with draft_beside(target) as first, draft_beside(target) as second:
+        assert first.is_dir()
+        assert second.is_dir()
+        assert not abandoned.exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(path.name for path in others)
+
+
+@pytest.mark.parametrize("in_one_step", [True, False])
+def test_a_folder_is_replaced_only_when_told_to(tmp_path: Path, in_one_step: bool, monkeypatch) -> None:
+    if not in_one_step:  # as on systems whose C library has no renameat2
+
+        def none(name: str | None, **options: object) -> None:
+            raise OSError
+
+        monkeypatch.setattr(ctypes, "CDLL", none)
+    target = tmp_path / "a"
+    for content in ("old", "new"):
+        with whole_folder(target, replace=True) as draft:
+            (draft / "file").write_text(content)
+        assert (target / "file").read_text() == content
+    with pytest.raises(OutputError), whole_folder(target) as draft:
+        (draft / "file").write_text("newer")
+    assert (target / "file").read_text() == "new"
+    assert names(tmp_path) == ["a", "a/file"]
+
+
+def test_what_cannot_be_written_is_refused_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to("nowhere")
+    for name, force in (("file", False), ("link", False), (".", True), ("file/below", True), ("n" * 300, True)):
+        with pytest.raises(OutputError) as caught:
+            refuse_to_replace(tmp_path / name, force=force)
+        assert caught.value.why
+        assert caught.value.do
+    refuse_to_replace(tmp_path / "file", force=True)
+    refuse_to_replace(tmp_path / "new" / "deep" / "file", force=False)
