@@ -26,7 +26,8 @@ pytestmark = pytest.mark.skipif(not installed_families(), reason="needs TensorRT
 
 
 class Plan(Session):
-    """Takes the place of TensorRTSession: remembers the plans it was given, refuses as many as `refused` says."""
+    """Takes the place of TensorRTSession for the colours: remembers the plans it was given, refuses as many as `refused`
+    says, and gives what that model gives."""
 
     refused = 0
     given: list[bytes]
@@ -39,7 +40,7 @@ class Plan(Session):
         self.inputs, self.outputs, self.runtime = inputs, outputs, f"{family} on a stand-in"
 
     def _run(self, feeds: Any) -> Any:
-        return {"logits": np.zeros((len(feeds["input"]), 3), np.float32)}
+        return {"logits": np.maximum(feeds["input"], 0).mean((2, 3))}
 
 
 @pytest.fixture

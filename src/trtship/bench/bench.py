@@ -131,7 +131,7 @@ Maker = tuple[bool, str, Callable[[], list[Runner]]]
 
 def _makers(bundle: Bundle, task: Task, peers: Sequence[Any], builds: int, progress: Progress) -> list[Maker]:
     m = bundle.manifest
-    family, _ = choose_family(m.family)
+    family, _ = choose_family(m.family, tf32=m.precision.tf32)
     letter = batch_letter(m.inputs)
     limits = m.ranges.get(letter) if letter else None
     found: list[Maker] = []

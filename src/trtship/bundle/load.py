@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from trtship.bundle.bundle import Bundle
+from trtship.bundle.first_check import check_first, needs_first_check
 from trtship.bundle.runtime import Runtime, open_session
 from trtship.errors import InputError
 from trtship.preprocess import preprocess_images
@@ -137,10 +138,13 @@ def load(
 
     `runtime` forces `"tensorrt"` or `"onnxruntime"`; `family` one of the TensorRT families; `device` is the GPU's
     index. A plan that does not fit this GPU or TensorRT is rebuilt from the bundle's ONNX graph into the user's
-    cache, unless `rebuild=False`.
+    cache, unless `rebuild=False`. A plan that is not known to be right on this machine runs the bundle's reference
+    rows once before it is yours (`needs_first_check`).
 
-    Raises BundleError (and its subclasses), MachineError (and its subclasses).
+    Raises BundleError and MachineError (and their subclasses), GateError where the plan's outputs are not the model's.
     """
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle, progress=progress)
     chosen = open_session(opened, runtime=runtime, family=family, device=device, rebuild=rebuild, progress=progress)
+    if needs_first_check(opened, chosen):
+        check_first(opened, chosen.session, progress=progress)
     return BundleSession(opened, chosen.session, chosen.why)

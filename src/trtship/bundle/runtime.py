@@ -29,6 +29,11 @@ class Chosen(msgspec.Struct, frozen=True):
     why: str
     own_plan: bool
 
+    @property
+    def is_plan(self) -> bool:
+        """Whether TensorRT runs it, the bundle's own plan or a rebuilt one."""
+        return isinstance(self.session, TensorRTSession)
+
 
 def open_session(
     bundle: Bundle,
@@ -91,7 +96,7 @@ def _tensorrt(bundle: Bundle, wanted: str | None, device: int, rebuild: bool, pr
     _check_device(device)
     Cuda(device)  # where CUDA itself does not work, no other plan would
     name = wanted or (manifest.family if manifest.family in present else None)
-    family, _ = choose_family(name)
+    family, _ = choose_family(name, tf32=manifest.precision.tf32)
     misfit = ""
     if (family.name, family.version) != (manifest.family, manifest.family_version):
         misfit = f"it was built with {manifest.family} {manifest.family_version}, and here is {family}"

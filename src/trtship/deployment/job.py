@@ -111,7 +111,7 @@ def run_deploy(
     source = resolve(options.source.source)
     source.check(options.source)
     check_place(output)
-    family, why = choose_family(options.family)
+    family, why = choose_family(options.family, tf32=options.precision.tf32)
     check_can_build(family, options.targets)
     cache = Cache()
     stages = Stages(source, options, cache=cache, subject=str(output.absolute()), family=family, progress=progress)

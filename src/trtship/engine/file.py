@@ -41,7 +41,7 @@ def plan_file_from_onnx(
         refuse_to_replace(path, force=force)
     if log.absolute() == target.absolute():
         raise SpecError(f"--log {log} is the plan's own path", why="each needs its own file", do="choose another --log")
-    chosen, why = choose_family(family)
+    chosen, why = choose_family(family, tf32=precision.tf32)
     check_can_build(chosen, targets)
     options = SourceOptions(source=str(graph))
     if graph.suffix != ".onnx":

@@ -13,7 +13,7 @@ import msgspec
 from trtship.errors import BuildError, DependencyError, DeviceError, SpecError
 from trtship.family.engine import Engine
 from trtship.family.logger import logger_of, recording
-from trtship.family.tf32 import environment, environment_for
+from trtship.family.tf32 import environment, environment_for, settle
 
 # family -> names under which pip may have installed it, and what installs it
 FAMILIES: dict[str, tuple[tuple[str, ...], str]] = {
@@ -46,8 +46,10 @@ def installed_families() -> dict[str, str]:
     return found
 
 
-def choose_family(wanted: str | None = None) -> tuple[Family, str]:
-    """The family to use and one sentence why. Raises SpecError for a name unknown, DependencyError where none is.
+def choose_family(wanted: str | None = None, *, tf32: bool = True) -> tuple[Family, str]:
+    """The family to use and one sentence why. `tf32=False`: fp32 products must not be multiplied in TF32.
+
+    Raises SpecError for a name unknown, DependencyError where none is usable.
 
     Full TensorRT is preferred where both are installed and it can be imported: it supports every GPU.
     """
@@ -61,7 +63,7 @@ def choose_family(wanted: str | None = None) -> tuple[Family, str]:
     broken = []
     for name in [wanted] if wanted else [f for f in FAMILIES if f in present]:
         try:
-            family = Family(name)
+            family = Family(name, tf32=tf32)
         except DependencyError as error:
             broken.append(f"{name}: {error.why}")
             continue
@@ -78,7 +80,8 @@ def choose_family(wanted: str | None = None) -> tuple[Family, str]:
 class Family:
     """One installed TensorRT, imported. `name` is `tensorrt` or `tensorrt_rtx`, `version` its own version string."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, tf32: bool = True) -> None:
+        settle(name, tf32=tf32)
         try:
             self.module: Any = importlib.import_module(name)
         except (ImportError, OSError, RuntimeError) as error:
@@ -137,7 +140,9 @@ class Family:
         for i in range(parser.num_errors):
             error = parser.get_error(i)
             code = str(error.code()).rsplit(".", 1)[-1]
-            problems.append(ParseProblem(code, error.desc(), error.node_name() or f"#{error.node()}", error.node_operator()))
+            problems.append(
+                ParseProblem(code, error.desc(), error.node_name() or f"#{error.node()}", error.node_operator())
+            )
         return tuple(problems) or (ParseProblem("UNKNOWN", "the parser gave no reason", "", ""),)
 
     def create_config(

@@ -22,7 +22,7 @@ class OnnxTensorRT(Peer):
     def runners(self, task: Task) -> list[Runner]:
         import torch
 
-        family, _ = choose_family()
+        family, _ = choose_family(tf32=task.precision.tf32)
         dtype = low_dtype(task.precision)
         inputs, outputs = (
             tuple(

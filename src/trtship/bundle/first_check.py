@@ -1,0 +1,46 @@
+"""A plan that nobody has seen right on this machine is held against the reference before anybody may call it."""
+
+from __future__ import annotations
+
+from trtship.bundle.bundle import Bundle
+from trtship.bundle.runtime import Chosen
+from trtship.errors import GateError
+from trtship.progress import SILENT, Progress
+from trtship.session.base import Session
+from trtship.spec import Precision, as_plain, batch_range
+from trtship.verify import compare
+
+
+def needs_first_check(bundle: Bundle, chosen: Chosen) -> bool:
+    """Whether the chosen runtime is a plan that is not known to be right here.
+
+    That is one that was rebuilt; one without a passed verdict (the bundle was made without a GPU); and an fp32 plan of
+    TensorRT for RTX, whose products may be multiplied in TF32 in a process that ran other plans before (see
+    `trtship.family.tf32`).
+    """
+    if not chosen.is_plan:
+        return False
+    m = bundle.manifest
+    passed = any(v.subject == "plan" and v.gate == "rel_l2" and v.state == "passed" for v in m.verdicts)
+    return not chosen.own_plan or not passed or (m.precision is Precision.FP32 and m.family == "tensorrt_rtx")
+
+
+def check_first(bundle: Bundle, session: Session, *, progress: Progress = SILENT) -> None:
+    """Run the reference rows once, at the profile's usual batch. Closes the session and raises GateError where the
+    outputs are not the original's."""
+    m = bundle.manifest
+    batch = batch_range(m.inputs, m.ranges).opt
+    with progress.stage("check the plan", "against the bundle's reference"):
+        verdict = compare(session, bundle.reference(), subject="plan", batches=[batch], bound=m.bounds["plan"])
+    if verdict.state == "passed":
+        return
+    session.close()
+    tf32 = m.precision is Precision.FP32
+    raise GateError(
+        f"the plan of {bundle.folder} is not the model on this machine",
+        why=verdict.reason,
+        do="start the process with NVIDIA_TF32_OVERRIDE=0, or load this bundle before any other"
+        if tf32
+        else "deploy again on this machine, or use runtime='onnxruntime'",
+        evidence=as_plain(verdict),
+    )
