@@ -82,7 +82,7 @@ def test_what_is_no_graph_is_refused(tmp_path: Path, content: bytes) -> None:
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(GraphError, match="there is no file"):
+    with pytest.raises(GraphError, match="there is no ONNX file"):
         load_graph(tmp_path / "none.onnx")
 
 
