@@ -26,10 +26,11 @@ pytestmark = pytest.mark.skipif(not installed_families(), reason="needs TensorRT
 
 
 class Plan(Session):
-    """Takes the place of TensorRTSession for the colours: remembers the plans it was given, refuses as many as `refused`
-    says, and gives what that model gives."""
+    """Takes the place of TensorRTSession for the colours: remembers the plans it was given, refuses as many as
+    `refused` says, and gives what that model gives."""
 
     refused = 0
+    wrong = False
     given: list[bytes]
 
     def __init__(self, plan: bytes, family: Any, *, device: int, tf32: bool, inputs: Any, outputs: Any) -> None:
@@ -40,7 +41,7 @@ class Plan(Session):
         self.inputs, self.outputs, self.runtime = inputs, outputs, f"{family} on a stand-in"
 
     def _run(self, feeds: Any) -> Any:
-        return {"logits": np.maximum(feeds["input"], 0).mean((2, 3))}
+        return {"logits": np.maximum(feeds["input"], 0).mean((2, 3)) * (1.1 if self.wrong else 1)}
 
 
 @pytest.fixture
@@ -107,6 +108,8 @@ def test_verify_tries_the_bundles_own_plan_alone(deployed: Deployed, stand_in: t
 
 def test_a_plan_with_wrong_outputs_fails_its_gate(deployed: Deployed, stand_in: type[Plan], tmp_path: Path) -> None:
     folder = copy_of(deployed("colours", "fp16"), tmp_path)
+    assert {v.state for v in trtship.verify_bundle(folder) if v.subject == "plan"} == {"passed", "not run"}
+    stand_in.wrong = True
     found = {v.subject: v for v in trtship.verify_bundle(folder) if v.gate == "rel_l2"}
     assert found["plan"].state == "failed"
     assert found["plan"].runtime.endswith("on a stand-in")

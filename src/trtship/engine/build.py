@@ -191,15 +191,17 @@ def _build_in_thread(build: Callable[[], bytes | None], watch: _Watch) -> bytes 
         finally:
             done.set()
 
-    threading.Thread(target=work, daemon=True).start()
+    worker = threading.Thread(target=work, daemon=True)
     try:
+        worker.start()  # Ctrl-C may arrive in here too, with the thread at work already
         while not done.wait(0.1):
             pass
     except BaseException as error:
         watch.cancel.set()
         while not done.is_set():
             with suppress(KeyboardInterrupt):
-                done.wait()
+                if not done.wait(1) and worker.ident is None:
+                    break  # interrupted before there was a thread
         if isinstance(error, KeyboardInterrupt):
             do = "nothing was left behind; run it again when you like"
             raise Cancelled("the build was cancelled", do=do) from None
