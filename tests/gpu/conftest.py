@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import subprocess
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -72,17 +73,24 @@ def gpu_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def swin_t(gpu_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """timm's Swin-T with random weights, deployed here in a precision; each once."""
+    """timm's Swin-T with random weights, deployed here in a precision; each once, and in a process of its own: whether
+    TensorRT for RTX multiplies fp32 in TF32 is settled once a process (`trtship.family.tf32`)."""
     folder = tmp_path_factory.mktemp("bundles")
 
     def deployed(precision: str) -> Path:
-        import trtship
-
         target = folder / f"swin-{precision}.trtship"
         if not target.exists():
-            trtship.deploy(
-                "timm/swin_tiny_patch4_window7_224", target, random_weights=True, precision=precision, batch="1:8:32"
-            )
+            command = [
+                sys.executable,
+                "-m",
+                "trtship",
+                "deploy",
+                "timm/swin_tiny_patch4_window7_224",
+                "--random-weights",
+            ]
+            command += ["--precision", precision, "--batch", "1:8:32", "-o", str(target), "--quiet"]
+            done = subprocess.run(command, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
         return target
 
     return deployed

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -14,10 +16,21 @@ import pytest
 import trtship
 from trtship.bundle.bundle import Bundle, write_manifest
 from trtship.errors import DeviceError, InputError
+from trtship.measure import measure
 from trtship.spec import as_plain
 
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16")
 Deployed = Callable[[str], Path]
+
+
+def assert_same(found: Any, expected: Any, bundle: Path) -> None:
+    """Equal but for rounding, by the plan's own bound (both round). Not bit for bit: TensorRT for RTX compiles kernels
+    for a shape in the background and changes over to them when they are done. Another row, another input, or one that
+    was not there yet, is off by far more."""
+    limit = 2 * Bundle.open(bundle).manifest.bounds["plan"].value
+    distance = measure(expected, found, output="logits", sizes={}).rel_l2
+    assert distance is not None
+    assert distance <= limit
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -79,7 +92,7 @@ def test_results_are_ordered_on_the_callers_stream(swin_t: Deployed) -> None:
                 late = late * 2 + 1
                 found = session(late) * 3
             stream.synchronize()
-            torch.testing.assert_close(found, expected, rtol=0, atol=0)
+            assert_same(found.cpu().numpy(), expected.cpu().numpy(), swin_t("fp16"))
 
 
 def test_tensors_that_are_not_contiguous_give_the_same(swin_t: Deployed) -> None:
@@ -106,7 +119,9 @@ def test_threads_take_turns(swin_t: Deployed) -> None:
 
         def work(i: int) -> None:
             for _ in range(10):
-                if not np.array_equal(session(inputs[i]), expected[i]):
+                try:
+                    assert_same(session(inputs[i]), expected[i], swin_t("fp16"))
+                except AssertionError:
                     wrong.append(i)
 
         threads = [threading.Thread(target=work, args=(i,)) for i in range(len(inputs))]
@@ -174,3 +189,31 @@ def test_verify_completes_a_bundle_that_was_made_without_a_gpu(swin_t: Deployed,
     trtship.verify_bundle(copy)
     after: dict[str, Any] = {v.subject: v for v in Bundle.open(copy).manifest.verdicts}
     assert after["plan"].state == "passed"
+
+
+LOADS = """
+import sys, numpy as np, trtship
+for bundle in sys.argv[1:]:
+    try:
+        with trtship.load(bundle) as session:
+            session(np.zeros((8, 3, 224, 224), np.float32))
+            print("ran")
+    except trtship.TrtshipError as error:
+        print(type(error).__name__)
+"""
+
+
+def loads(*bundles: Path) -> list[str]:
+    done = subprocess.run([sys.executable, "-c", LOADS, *map(str, bundles)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+def test_an_fp32_plan_is_loaded_in_a_fresh_process(swin_t: Deployed) -> None:
+    assert loads(swin_t("fp32")) == ["ran"]
+
+
+def test_an_fp32_plan_after_another_one_is_right_or_refused(swin_t: Deployed) -> None:
+    first, second = loads(swin_t("fp16"), swin_t("fp32"))
+    assert first == "ran"
+    assert second in ("ran", "GateError")
