@@ -23,7 +23,11 @@ def original_of(
     options = bundle.manifest.source.options
     changes = {k: v for k, v in {"source": source, "checkpoint": checkpoint}.items() if v is not None}
     if checkpoint is not None and options.checkpoint is None:
-        raise SpecError("--checkpoint does not apply", why=f"the bundle's weights are {bundle.manifest.source.weights}")
+        raise SpecError(
+            "--checkpoint does not apply",
+            why=f"the bundle's weights are {bundle.manifest.source.weights}",
+            do="leave it away",
+        )
     options = msgspec.structs.replace(options, **changes)
     found = resolve(options.source)
     found.check(options)

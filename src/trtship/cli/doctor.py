@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from trtship.cli.console import Console
@@ -31,10 +30,12 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
 
 
 def _show(diagnosis: Diagnosis, console: Console) -> None:
+    from trtship.cli.tables import table
+
     findings = [(f.topic, f.subject, f.state, f"{f.found}\n{f.why}".strip()) for f in diagnosis.findings]
-    console.print(_table(("topic", "what", "state", "found"), findings))
+    console.print(table(("topic", "what", "state", "found"), findings))
     abilities = [(a.what, "yes" if a.able else "no", a.why) for a in diagnosis.abilities]
-    console.print(_table(("this machine can", "", ""), abilities))
+    console.print(table(("this machine can", "", ""), abilities))
     _show_mends(diagnosis, console)
 
 
@@ -48,17 +49,3 @@ def _show_mends(diagnosis: Diagnosis, console: Console) -> None:
         console.print(f"\n# {', '.join(dict.fromkeys(subjects))}\n{command}")
     broken = sum(f.state in ("missing", "wrong") for f in diagnosis.findings)
     console.print(f"\n{broken} missing or wrong" if broken else "\nnothing is missing or wrong")
-
-
-def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Any:
-    """A rich table of plain text: square brackets in it are no markup."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in columns:
-        table.add_column(Text(name), overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    return table

@@ -206,6 +206,7 @@ def _make(stages: Stages, output: Path, progress: Progress) -> tuple[Verdict, ..
         for specs in (model.inputs, model.export.outputs)
     )
     plan = stages.build(typed, plan_inputs, ranges)
+    check_place(output)  # again: minutes have passed
     with whole_folder(output, replace=output.exists()) as draft:
         names = _lay_out(draft, options, graph=graph, simple=simple, typed=typed, plan=plan, original=original)
         if labels is not None:

@@ -63,7 +63,7 @@ def rounding_bound(model: onnx_ir.Model, precision: Precision) -> RoundingBound:
         raise GraphError(
             f"the graph is not in {precision.value}",
             why=f"none of its tensors is {precision.graph_dtype}",
-            do="convert it with to_precision first",
+            do="use --precision fp32: there is nothing in this graph that could be in a lower one",
         )
     longest = _longest_path(typed, precision)
     bound = LAMBDA * math.sqrt(longest.variance)
@@ -103,3 +103,10 @@ def _derivation(longest: Rounding, precision: Precision, bound: float) -> str:
         f"{QUANTILE:.3g} (normal quantile for 1e-6) * {DEVIATION:.3g} (deviation of one rounding, Benford "
         "significands); after Higham and Mary 2019"
     )
+
+
+def precision_of(model: onnx_ir.Model) -> Precision:
+    """By the lowest type among the graph's inputs, outputs and constants."""
+    values = [*model.graph.initializers.values(), *model.graph.inputs, *model.graph.outputs]
+    kinds = {value.dtype.name for value in values if value.dtype is not None}
+    return Precision.BF16 if "BFLOAT16" in kinds else Precision.FP16 if "FLOAT16" in kinds else Precision.FP32

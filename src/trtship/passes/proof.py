@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from trtship.errors import GraphError
-from trtship.graphs import load_graph, rounding_bound
+from trtship.graphs import load_graph, precision_of, rounding_bound
 from trtship.measure import Measure, measure, random_inputs, worst
 from trtship.passes.compare import LARGE, default_sizes
 from trtship.session.base import Array
 from trtship.session.onnxruntime import OnnxRuntimeSession
-from trtship.spec import Precision, Record, TensorSpec
+from trtship.spec import Record, TensorSpec
 
 if TYPE_CHECKING:
-    import onnx_ir
+    pass
 
 HOT = 100.0
 """A hot pixel, where a normalised picture stays within about 3."""
@@ -98,10 +98,3 @@ def _spoil(row: Array, kind: int) -> None:
     else:
         row[...] = 0
         row[..., row.shape[-1] // 2].flat[0] = HOT
-
-
-def precision_of(model: onnx_ir.Model) -> Precision:
-    """By the lowest type among the graph's inputs, outputs and constants."""
-    values = [*model.graph.initializers.values(), *model.graph.inputs, *model.graph.outputs]
-    kinds = {value.dtype.name for value in values if value.dtype is not None}
-    return Precision.BF16 if "BFLOAT16" in kinds else Precision.FP16 if "FLOAT16" in kinds else Precision.FP32

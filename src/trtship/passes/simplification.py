@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from msgspec.structs import replace
 
 from trtship.errors import GraphError
-from trtship.graphs.rounding import rounding_bound
+from trtship.graphs.rounding import precision_of, rounding_bound
 from trtship.graphs.storage import EXTERNAL_OVER, load_graph, save_graph
 from trtship.measure import worst
 from trtship.needs import need
@@ -24,10 +24,10 @@ from trtship.passes.base import interface_of
 from trtship.passes.compare import Difference, default_sizes, differences, make_feeds
 from trtship.progress import SILENT, Progress
 from trtship.session.onnxruntime import OnnxRuntimeSession
-from trtship.spec import Precision, Record
+from trtship.spec import Record
 
 if TYPE_CHECKING:
-    import onnx_ir
+    pass
 
 Sizes = Sequence[Mapping[str, int]]
 
@@ -106,7 +106,7 @@ def _checked(source: Path, draft: Path, sizes: Sizes, report: SimplifyReport) ->
         if interface_of(after) != interface_of(before):
             return replace(report, why="onnxsim changed the inputs or outputs")
         found = differences(source, draft, sizes=sizes)
-        bound = math.hypot(*(rounding_bound(model, _precision_of(model)).bound for model in (before, after)))
+        bound = math.hypot(*(rounding_bound(model, precision_of(model)).bound for model in (before, after)))
     except GraphError as error:
         return replace(report, why=f"{error.what}: {error.why}")
     worst_one = worst([difference.measure for difference in found])
@@ -119,10 +119,3 @@ def _checked(source: Path, draft: Path, sizes: Sizes, report: SimplifyReport) ->
         differences=found,
         bound=bound,
     )
-
-
-def _precision_of(model: onnx_ir.Model) -> Precision:
-    """By the lowest type among the graph's inputs, outputs and constants."""
-    values = [*model.graph.initializers.values(), *model.graph.inputs, *model.graph.outputs]
-    kinds = {value.dtype.name for value in values if value.dtype is not None}
-    return Precision.BF16 if "BFLOAT16" in kinds else Precision.FP16 if "FLOAT16" in kinds else Precision.FP32

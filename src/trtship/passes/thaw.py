@@ -9,10 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from trtship.errors import GraphError
-from trtship.graphs import EXTERNAL_OVER, load_graph, rounding_bound, save_graph
+from trtship.graphs import EXTERNAL_OVER, load_graph, precision_of, rounding_bound, save_graph
 from trtship.measure import Measure, measure, random_inputs, worst
 from trtship.passes.frozen_batch import FrozenBatch
-from trtship.passes.proof import precision_of
 from trtship.progress import SILENT, Progress
 from trtship.session.base import Array
 from trtship.session.onnxruntime import OnnxRuntimeSession

@@ -49,8 +49,10 @@ def _cannot_build(options: SourceOptions, error: Exception) -> SourceError:
 
 
 def unknown_model(source: str, name: str, known: Iterable[str]) -> SourceError:
-    """The error for a name that its library does not have, with the nearest ones that it has."""
-    near = difflib.get_close_matches(name, list(known), n=5, cutoff=0.5)
+    """The error for a name that its library does not have, with the nearest that it has: first those that begin so."""
+    names = list(known)
+    longer = sorted(other for other in names if name and other.startswith(name))
+    near = list(dict.fromkeys([*longer, *difflib.get_close_matches(name, names, n=5, cutoff=0.5)]))[:5]
     kind = source.partition("/")[0]
     return SourceError(
         f"{kind} has no model {name!r}",

@@ -32,5 +32,7 @@ def find(name: str) -> Peer:
     """The peer of that name. Raises SpecError."""
     known = _all()
     if name not in known:
-        raise SpecError(f"--against {name!r} names no peer", why=f"the peers are {', '.join(sorted(known))}")
+        raise SpecError(
+            f"--against {name!r} names no peer", why=f"the peers are {', '.join(sorted(known))}", do="name some of them"
+        )
     return known[name]()
