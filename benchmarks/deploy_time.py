@@ -91,7 +91,7 @@ def main() -> None:
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": "python benchmarks/deploy_time.py " + " ".join(sys.argv[1:]),
         "machine": {
-            "platform": platform.platform(),
+            "platform": f"{platform.system()} {platform.machine()}",
             "python": sys.version.split()[0],
             "cpus": os.cpu_count(),
             "gpus": as_plain(list_gpus()),

@@ -90,7 +90,7 @@ def main() -> None:
         "precision": bundle.manifest.precision.value,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": "python benchmarks/session_overhead.py " + " ".join(sys.argv[1:]),
-        "machine": {"platform": platform.platform(), "gpus": as_plain(list_gpus())},
+        "machine": {"platform": f"{platform.system()} {platform.machine()}", "gpus": as_plain(list_gpus())},
         "versions": {**versions(), **installed_families()},
         "rows": rows,
     }

@@ -53,7 +53,7 @@ def pytest_sessionfinish() -> None:
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "command": "python -m pytest " + " ".join(sys.argv[1:]),
             "machine": {
-                "platform": platform.platform(),
+                "platform": f"{platform.system()} {platform.machine()}",
                 "python": sys.version.split()[0],
                 "gpus": as_plain(list_gpus()),
             },
