@@ -77,6 +77,16 @@ def test_a_wrong_weight_in_the_graph_that_the_plan_is_built_from_fails_its_gate(
 
 
 @pytest.mark.usefixtures("faulty_precision")
+def test_a_failure_is_not_remembered(source: str, tmp_path: Path) -> None:
+    """It may have been that process's: its memory, or what it multiplied in."""
+    with pytest.raises(GateError):
+        deploy(source, tmp_path, precision="fp16")
+    entries = {path.parents[1].name for path in (tmp_path / "cache").rglob("entry.json")}
+    assert "build" in entries
+    assert "verify" not in entries
+
+
+@pytest.mark.usefixtures("faulty_precision")
 def test_it_fails_in_top1_as_well(source: str, tmp_path: Path) -> None:
     pictures = paint(tmp_path / "pictures", {"red": [RED], "green": [GREEN], "blue": [BLUE]})
     with pytest.raises(GateError, match=r"top-1 fell by 66\.67 points"):

@@ -233,14 +233,15 @@ def _make(stages: Stages, output: Path, progress: Progress) -> tuple[Verdict, ..
                 "bounds": as_plain(bounds),
                 "model": stages.recipe["model"],
             },
-            lambda: check_bundle(bundle, eval_dir=eval_dir, family=stages.family.name, progress=progress),
+            lambda: _hold_gates(check_bundle(bundle, eval_dir=eval_dir, family=stages.family.name, progress=progress)),
         )
         write_manifest(draft, msgspec.structs.replace(manifest, verdicts=verdicts))
-        _hold_gates(verdicts)
     return verdicts
 
 
-def _hold_gates(verdicts: Sequence[Verdict]) -> None:
+def _hold_gates(verdicts: tuple[Verdict, ...]) -> tuple[Verdict, ...]:
+    """The verdicts, when none failed; else GateError, within the stage, so that a failure is never remembered: it may
+    have been this process's (memory, TF32), and the next one deserves its own."""
     failed = [v for v in verdicts if v.state == "failed"]
     if failed:
         raise GateError(
@@ -249,6 +250,7 @@ def _hold_gates(verdicts: Sequence[Verdict]) -> None:
             do="try --precision bf16 or fp32; a bound on top-1 is --max-drop's",
             evidence=as_plain(verdicts),
         )
+    return verdicts
 
 
 class _Names(msgspec.Struct, frozen=True):
