@@ -15,16 +15,34 @@ EXAMPLE = "trtship inspect swin.trtship"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", metavar="BUNDLE")
+    parser.add_argument(
+        "--kernels",
+        action="store_true",
+        help="show instead which kernels the plan runs, and which attention blocks got a fused one",
+    )
 
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
     from trtship.bundle import Bundle
 
     bundle = Bundle.open(arguments.bundle, progress=console.progress)
+    if arguments.kernels:
+        return _kernels(bundle, console)
     stages = ("export", "simplify", "precision", "build")
     console.result({"manifest": bundle.manifest, "evidence": {stage: bundle.evidence(stage) for stage in stages}})
     if not console.json:
         _show(bundle, console)
+    return 0
+
+
+def _kernels(bundle: Bundle, console: Console) -> int:
+    from trtship.bundle.kernels import bundle_kernels
+    from trtship.cli.kernels import show_kernels
+
+    report = bundle_kernels(bundle)
+    console.result({"kernels": report})
+    if not console.json:
+        show_kernels(report, console)
     return 0
 
 

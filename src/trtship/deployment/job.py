@@ -20,7 +20,7 @@ from trtship.bundle.verify import check_bundle
 from trtship.cache import Cache, Entry, describe_changes
 from trtship.deployment.options import DeployOptions, recipe_of, versions
 from trtship.deployment.stages import GRAPH, PLAN, REPORT, ModelReport, StageResult, Stages
-from trtship.engine import check_can_build
+from trtship.engine import LAYERS_FILE, check_can_build
 from trtship.errors import BundleError, GateError, OutputError
 from trtship.family import choose_family
 from trtship.files import whole_folder
@@ -284,7 +284,8 @@ def _lay_out(
     evidence.mkdir()
     for name, entry in (("export", graph), ("simplify", simple), ("precision", typed), ("build", plan)):
         shutil.copyfile(entry.folder / REPORT, evidence / f"{name}.json")
-    shutil.copyfile(plan.folder / "build.log", evidence / "build.log")
+    for file in ("build.log", LAYERS_FILE):
+        shutil.copyfile(plan.folder / file, evidence / file)
     if "originals.json" in original.files:
         shutil.copyfile(original.folder / "originals.json", evidence / "originals.json")
     return names

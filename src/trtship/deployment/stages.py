@@ -13,7 +13,7 @@ import numpy as np
 from trtship.bundle.verify import Originals
 from trtship.cache import Cache, Entry
 from trtship.deployment.options import DeployOptions, read_labels
-from trtship.engine import plan_from_onnx
+from trtship.engine import LAYERS_FILE, plan_from_onnx
 from trtship.errors import SpecError
 from trtship.export import ExportReport, graph_from_source, sizes_around
 from trtship.family import Family
@@ -238,6 +238,7 @@ class Stages:
                 )
             (folder / PLAN).write_bytes(plan.data)
             (folder / "build.log").write_text(plan.log)
+            (folder / LAYERS_FILE).write_bytes(to_json(plan.layers))
             (folder / REPORT).write_bytes(to_json(plan.report))
 
         key = {

@@ -11,10 +11,11 @@ from typing import Any
 
 import msgspec
 
+from trtship.engine.layers import PlanLayers, layers_of
 from trtship.engine.problems import explain_build, explain_parse
 from trtship.errors import Cancelled, DeviceError, GraphError, SpecError
 from trtship.family import Family
-from trtship.family.logger import recording
+from trtship.family.logger import recording, recording_layers
 from trtship.gpu import list_gpus
 from trtship.progress import SILENT, Progress
 from trtship.spec import Precision, Record, ShapeRange, TensorSpec
@@ -43,11 +44,12 @@ class BuildReport(Record, frozen=True):
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """The serialized plan, TensorRT's log (INFO and above) and the report."""
+    """The serialized plan, TensorRT's log (INFO and above), the report and the plan's layers."""
 
     data: bytes
     log: str
     report: BuildReport
+    layers: PlanLayers
 
 
 _one_at_a_time = threading.Lock()
@@ -75,7 +77,7 @@ def plan_from_onnx(
     check_can_build(family, targets)
     gpus = list_gpus()
     begun = time.monotonic()
-    with _one_at_a_time, recording(family.module) as log:
+    with _one_at_a_time, recording(family.module) as log, recording_layers(family.module) as said:
         builder = family.create_builder()
         network = family.create_network(builder)
         problems = family.parse(network, graph)
@@ -108,7 +110,8 @@ def plan_from_onnx(
             plan_mib=round(len(data) / 2**20, 2),
             warnings=sum(line.startswith("[W]") for line in log),
         )
-        return Plan(data, "\n".join(log) + "\n", report)
+    layers = layers_of(data, family=family, said=said, tf32=precision.tf32)
+    return Plan(data, "\n".join(log) + "\n", report, layers)
 
 
 def check_can_build(family: Family, targets: Sequence[str]) -> None:

@@ -92,6 +92,12 @@ class Engine:
         if not self._context.execute_async_v3(stream):
             raise DeviceError("TensorRT refused to run the plan", why="see its log, above all lines with [E]")
 
+    def layer_information(self) -> str:
+        """What TensorRT's inspector tells of the plan's layers, as JSON text; names alone unless it was built with
+        detailed profiling verbosity."""
+        inspector = self._engine.create_engine_inspector()
+        return str(inspector.get_engine_information(self._module.LayerInformationFormat.JSON))
+
     def close(self) -> None:
         """Free the context, then the engine, then the runtime."""
         self._context = None

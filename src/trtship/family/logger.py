@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+LAYERS = "LayerType: "
+"""What only the list of a plan's layers says, one VERBOSE message at the end of a build."""
 _loggers: dict[str, Any] = {}
 _lock = threading.Lock()
 
 
 def logger_of(module: Any) -> Any:
-    """The family's one logger, with `recording()` to collect what it says at INFO and above."""
+    """The family's one logger; `recording()` and `recording_layers()` collect what it says."""
     with _lock:
         if module.__name__ not in _loggers:
             _loggers[module.__name__] = _make(module)
@@ -31,12 +33,16 @@ def _make(module: Any) -> Any:
         def __init__(self) -> None:
             module.ILogger.__init__(self)
             self.sinks: list[list[str]] = []
+            self.layer_sinks: list[list[str]] = []
 
         def log(self, severity: Any, message: str) -> None:
             letter = kept.get(int(severity))
             if letter is not None:
                 for sink in self.sinks:
                     sink.append(f"[{letter}] {message}")
+            elif LAYERS in message:
+                for sink in self.layer_sinks:
+                    sink.append(message)
 
     return Recorder()
 
@@ -50,3 +56,17 @@ def recording(module: Any) -> Iterator[list[str]]:
         yield lines
     finally:
         logger.sinks[:] = [sink for sink in logger.sinks if sink is not lines]
+
+
+@contextmanager
+def recording_layers(module: Any) -> Iterator[list[str]]:
+    """A list that fills with the texts in which TensorRT lists the layers of plans, while the block runs.
+
+    They are VERBOSE, and no part of `recording()`.
+    """
+    logger, texts = logger_of(module), []  # type: tuple[Any, list[str]]
+    logger.layer_sinks.append(texts)
+    try:
+        yield texts
+    finally:
+        logger.layer_sinks[:] = [sink for sink in logger.layer_sinks if sink is not texts]
