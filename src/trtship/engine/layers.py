@@ -32,11 +32,11 @@ def layers_of(plan: bytes, *, family: Family, said: Sequence[str], tf32: bool) -
     reasons = []
     if list_gpus():
         try:
-            engine = family.load(plan, tf32=tf32)
+            loaded = family.load(plan, tf32=tf32)
             try:
-                layers = layers_from_json(engine.layer_information())
+                layers = layers_from_json(loaded.layer_information())
             finally:
-                engine.close()
+                loaded.close()
             if layers:
                 return PlanLayers(source="engine inspector", reason="", layers=layers)
             reasons.append("the engine inspector lists no layers")
