@@ -41,7 +41,7 @@ class Block:
         paths = [_module_of(node) for node in (self.product, self.softmax, self.context)]
         steps = zip(*(path for path in paths if path is not None), strict=False)
         common = [step[0] for step in takewhile(lambda step: len(set(step)) == 1, steps)]
-        return ".".join(common) or self.softmax.name or self.softmax.outputs[0].name or "Softmax"
+        return ".".join(common) or _original_name(self.softmax) or self.softmax.outputs[0].name or "Softmax"
 
 
 def attention_blocks(graph: onnx_ir.Graph) -> Iterator[Block]:
@@ -100,8 +100,13 @@ def _module_of(node: onnx_ir.Node) -> list[str] | None:
         path = ""
     if path:
         return path.split(".")
-    name, made_by = node.name or "", node.metadata_props.get(PASS_KEY)
-    name = name.split(f"/{made_by}/")[0] if made_by else name  # the name of the node that a pass replaced
+    name = _original_name(node)
     parts = name.strip("/").split("/")[:-1] if name.startswith("/") else []
     kept = [part for part, after in pairwise([*parts, ""]) if not after.startswith(f"{part}.")]
     return ".".join(kept).split(".") if kept else None
+
+
+def _original_name(node: onnx_ir.Node) -> str:
+    """The node's name, or that of the node which a pass replaced by it."""
+    name, made_by = node.name or "", node.metadata_props.get(PASS_KEY)
+    return name.split(f"/{made_by}/")[0] if made_by else name

@@ -47,6 +47,7 @@ class AttentionKernels(Record, frozen=True):
     tokens: int | None
     depth: int | None
     state: State
+    fused_in: str
     kernels: tuple[str, ...]
 
 
@@ -129,6 +130,7 @@ def _attention(block: Block, join: _Join, batches: Batches) -> AttentionKernels:
         maps = 1
         for size in scores[:-2]:
             maps *= size
+    state, fused_in = _state(block, join)
     held = [layer.name for layer in join.listed if any(node in block.nodes for node in join.nodes(layer))]
     return AttentionKernels(
         name=block.name,
@@ -136,23 +138,28 @@ def _attention(block: Block, join: _Join, batches: Batches) -> AttentionKernels:
         maps=maps,
         tokens=scores[-2] if scores is not None and len(scores) > 1 else None,
         depth=q[-1] if q else None,
-        state=_state(block, join),
+        state=state,
+        fused_in=fused_in,
         kernels=tuple(held),
     )
 
 
-def _state(block: Block, join: _Join) -> State:
-    """Fused is one layer with all three, and no product's layer beside it: a kernel that pads what a product reads is
-    named after that product as well."""
+def _state(block: Block, join: _Join) -> tuple[State, str]:
+    """And the kernel's name. Fused is one layer with all three, and no product's layer beside it.
+
+    Kernels that pad what a fused one reads, or cut what it writes, are named after all that it does, and after what
+    they do besides; a kernel that pads what a product reads is named after that product.
+    """
     core = (block.product, block.softmax, block.context)
     held = [join.layers(node) for node in core]
     if not all(held):
-        return "unknown"
-    whole = [layer for layer in held[1] if all(layer in layers for layers in held)]
+        return "unknown", ""
+    whole = [layer for layer in held[1] if not _moves(layer) and all(layer in layers for layers in held)]
     if any(_is_opaque(layer, join) for layer in whole):
-        return "unknown"
-    elsewhere = any(_is_product(layer) and layer not in whole for layers in held for layer in layers)
-    return "fused" if whole and not elsewhere else "not fused"
+        return "unknown", ""
+    if not whole or any(_is_product(layer) and layer not in whole for layers in held for layer in layers):
+        return "not fused", ""
+    return "fused", min(whole, key=lambda layer: len(layer.nodes)).name
 
 
 def _is_opaque(layer: Layer, join: _Join) -> bool:

@@ -58,7 +58,7 @@ _END = re.compile(r"\n\n(?=\S[^\n]*:\n|\Z)")
 
 def layers_from_text(text: str) -> tuple[tuple[Layer, ...], int]:
     """The layers of one message of the verbose log, and how many of its entries could not be read."""
-    listed = _END.split(text.partition("Layers:\n")[2], maxsplit=1)[0]
+    listed = _END.split(text.partition("Layers:")[2], maxsplit=1)[0]
     entries = [entry for entry in re.split(r"\n(?=Name: )", listed) if entry.strip()]
     found = [_layer_of(entry.rstrip("\n")) for entry in entries]
     return tuple(layer for layer in found if layer is not None), found.count(None)
