@@ -1,0 +1,46 @@
+"""The inspector needs the plan loaded, and so a GPU; what it says is what the build's log said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from graphs import written
+from trtship.engine import kernels_of, plan_from_onnx
+from trtship.engine.layer_text import layers_from_text
+from trtship.family import choose_family
+from trtship.family.logger import recording_layers
+from trtship.spec import Precision, ShapeRange, TensorSpec
+
+ATTENTION = """(float16[B, 4, 49, 32] q, float16[B, 4, 32, 49] k, float16[B, 4, 49, 32] v)
+  => (float16[B, 4, 49, 32] y) {
+    p = MatMul(q, k) s = Add(p, bias) w = Softmax<axis = -1>(s) y = MatMul(w, v)
+}"""
+INPUTS = tuple(
+    TensorSpec(name=name, shape=("B", 4, *last), dtype="float16")
+    for name, last in (("q", (49, 32)), ("k", (32, 49)), ("v", (49, 32)))
+)
+
+
+def test_the_inspector_lists_the_layers_that_the_log_lists(tmp_path: Path) -> None:
+    graph = written(tmp_path / "m.onnx", ATTENTION, bias=np.zeros((1, 4, 49, 49), np.float16))
+    family, _ = choose_family()
+    with recording_layers(family.module) as said:
+        plan = plan_from_onnx(
+            graph,
+            family=family,
+            inputs=INPUTS,
+            ranges={"B": ShapeRange(min=1, opt=4, max=8)},
+            precision=Precision.FP16,
+        )
+    assert plan.layers.source == "engine inspector", plan.layers.reason
+    (block,) = kernels_of(graph, plan.layers).attention
+    assert (block.maps, block.tokens, block.depth) == (4, 49, 32)
+    assert block.state in ("fused", "not fused")
+    if family.is_rtx:
+        logged, unread = layers_from_text(said[-1])
+        assert unread == 0
+        assert [(one.name, one.kind, one.nodes) for one in plan.layers.layers] == [
+            (one.name, one.kind, one.nodes) for one in logged
+        ]
