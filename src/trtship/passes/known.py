@@ -64,7 +64,19 @@ class Known:
     def moved(self, node: onnx_ir.Node, array: Numbers) -> dict[onnx_ir.Value, Numbers]:
         """The outputs of `node` with `array` in place of its first input; none where they cannot be worked out."""
         rest = [self.data(value) for value in node.inputs[1:] if value is not None]
-        return {} if any(one is None for one in rest) else self._run(node, [array, *rest])
+        return {} if any(one is None for one in rest) else self.outputs(node, [array, *rest])
+
+    def outputs(self, node: onnx_ir.Node, arrays: list[Numbers]) -> dict[onnx_ir.Value, Numbers]:
+        """The outputs of `node` for `arrays` as its inputs, those left out left out; none where it cannot be run."""
+        import onnx_ir as ir
+
+        names = [value.name for value in node.inputs if value is not None]
+        try:
+            evaluator = self._reference.ReferenceEvaluator(ir.serde.serialize_node(node), opsets=self._opsets)
+            found = evaluator.run(None, dict(zip(names, arrays, strict=True)))
+            return dict(zip(node.outputs, found, strict=False))
+        except Exception:  # the reference lacks the operator, or it fails: not known, which is always safe
+            return {}
 
     def _dims(self, value: onnx_ir.Value | None) -> list[int | None] | None:
         kind = self._types.get(value) if value is not None else None
@@ -103,14 +115,4 @@ class Known:
             return {} if None in dims else {node.outputs[0]: np.array(dims, np.int64)}
         if "Random" in node.op_type or any(value is not None and self.data(value) is None for value in node.inputs):
             return {}
-        return self._run(node, [self.data(value) for value in node.inputs if value is not None])
-
-    def _run(self, node: onnx_ir.Node, arrays: list[Numbers]) -> dict[onnx_ir.Value, Numbers]:
-        import onnx_ir as ir
-
-        names = [value.name for value in node.inputs if value is not None]
-        try:
-            evaluator = self._reference.ReferenceEvaluator(ir.serde.serialize_node(node), opsets=self._opsets)
-            return dict(zip(node.outputs, evaluator.run(None, dict(zip(names, arrays, strict=True))), strict=False))
-        except Exception:  # the reference lacks the operator, or it fails: not known, which is always safe
-            return {}
+        return self.outputs(node, [self.data(value) for value in node.inputs if value is not None])

@@ -13,6 +13,7 @@ from trtship.graphs.operators import FP32_STATISTICS
 from trtship.graphs.storage import EXTERNAL_OVER
 from trtship.passes.assign import Assignment, is_float
 from trtship.passes.base import Interface, Pass, PassResult
+from trtship.passes.gelu import write_gelus
 from trtship.passes.opset import raise_opset
 from trtship.passes.retype import Clipped, Retyping
 from trtship.spec import Precision, Record, TensorSpec
@@ -28,7 +29,8 @@ class PrecisionReport(Record, frozen=True):
     """What the pass did. Counts are of nodes, `constants` and `underflowed` of weight tensors and of their elements.
 
     `kept` counts the nodes that stay in fp32 by operator. `underflowed` weights were not 0 and are now; `clipped`
-    lists the constants with finite elements beyond the type's range.
+    lists the constants with finite elements beyond the type's range. `gelus` were written as `trtship.passes.gelu`
+    says.
     """
 
     precision: Precision
@@ -39,6 +41,7 @@ class PrecisionReport(Record, frozen=True):
     constants: int = 0
     underflowed: int = 0
     clipped: tuple[Clipped, ...] = ()
+    gelus: int = 0
 
 
 class ToPrecision(Pass[PrecisionReport]):
@@ -88,6 +91,7 @@ class ToPrecision(Pass[PrecisionReport]):
             constants=retyping.constants,
             underflowed=retyping.underflowed,
             clipped=tuple(retyping.clipped),
+            gelus=write_gelus(model),
         )
         return PassResult(model, True, report)
 

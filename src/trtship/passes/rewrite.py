@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from trtship.passes.base import Pass, PassResult
 from trtship.passes.batches import Batches
@@ -49,7 +49,12 @@ class Miss(Exception):
 
 
 class Rewrite(Pass[RewriteReport], Generic[Found]):
-    """Override `pattern`, `check` and `rewrite`. All places are checked before the first one is rewritten."""
+    """Override `pattern`, `check` and `rewrite`. All places are checked before the first one is rewritten.
+
+    `order` is the pass's place among those that run unasked, ascending; one without runs where it is named, and last.
+    """
+
+    order: ClassVar[int | None] = None
 
     @abstractmethod
     def pattern(self, graph: onnx_ir.Graph) -> Iterable[onnx_ir.Node]:
@@ -90,6 +95,7 @@ class Rewrite(Pass[RewriteReport], Generic[Found]):
             self.rewrite(one, editor)
         if found:
             common.RemoveUnusedNodesPass()(model)
+            model.graph.sort()
         report = RewriteReport(
             matches=len(found) + len(misses),
             rewritten=len(found),
@@ -119,12 +125,13 @@ class Editor:
         return value
 
     def node(
-        self, op: str, inputs: Sequence[onnx_ir.Value], *, before: onnx_ir.Node, **attributes: Any
+        self, op: str, inputs: Sequence[onnx_ir.Value | None], *, before: onnx_ir.Node, **attributes: Any
     ) -> onnx_ir.Value:
         """Insert a node with one output, of its first input's dtype (a Shape's are int64), ahead of `before`."""
         import onnx_ir as ir
 
         name = self._fresh(f"{before.name or before.op_type}/{self._pass}/{op}")
+        assert inputs[0] is not None
         kind = ir.TensorType(ir.DataType.INT64) if op == "Shape" else inputs[0].type
         output = ir.Value(name=name, type=kind)
         new = ir.node(op, list(inputs), attributes=attributes, outputs=[output], name=name)
@@ -138,6 +145,25 @@ class Editor:
         import numpy as np
 
         return self.node("Reshape", [value, self.constant(np.array(shape, np.int64), "shape")], before=before)
+
+    def turned(self, value: onnx_ir.Value, *, before: onnx_ir.Node) -> onnx_ir.Value:
+        """[A, B, C] as [B, A, C]; a transposition that `value` comes from is taken back instead."""
+        node, perm = value.producer(), (1, 0, 2)
+        if node is not None and node.op_type == "Transpose" and tuple(node.attributes.get_ints("perm", ())) == perm:
+            assert node.inputs[0] is not None
+            return node.inputs[0]
+        return self.node("Transpose", [value], before=before, perm=perm)
+
+    def moved(
+        self, nodes: Sequence[onnx_ir.Node], source: onnx_ir.Value, value: onnx_ir.Value, *, before: onnx_ir.Node
+    ) -> onnx_ir.Value:
+        """`value` taken the way that `nodes` (one output each) take `source`: copies of them, ahead of `before`."""
+        copies = {source: value}
+        for node in nodes:
+            inputs = [one if one is None else copies.get(one, one) for one in node.inputs]
+            attributes = {name: one.value for name, one in node.attributes.items()}
+            copies[node.outputs[0]] = self.node(node.op_type, inputs, before=before, **attributes)
+        return copies[nodes[-1].outputs[0]]
 
     def replace(self, old: onnx_ir.Value, new: onnx_ir.Value) -> None:
         """Everything that used `old` uses `new`, which takes its name where it is an output of the graph."""
