@@ -33,6 +33,7 @@ TYPED = """(float16[2, 4, 16, 8] q, float16[2, 4, 8, 16] k, float16[2, 4, 16, 8]
     y = MatMul(n, v)
 }"""
 NODES = ("node_of_p", "node_of_s", "node_of_wide", "node_of_w", "node_of_n", "node_of_y")
+WEIGHTS = {"w": (64, 128), "v": (128, 64)}
 NOTHING = PlanLayers(source="", reason="TensorRT's log lists no layers", layers=())
 
 
@@ -136,30 +137,70 @@ def test_an_attention_without_a_fused_kernel_is_told_with_the_kernels_it_runs_in
 
 
 @needs_rtx
-def test_a_vits_attention_has_no_bias_and_its_gelu_is_in_the_product(
-    family: Family, graph: Callable[[str], Path], tmp_path: Path
-) -> None:
+def test_a_vits_attention_has_no_bias(family: Family, graph: Callable[[str], Path], tmp_path: Path) -> None:
     report = built(graph("vit"), family, tmp_path)
     assert [(b.name, b.maps, b.tokens, b.depth) for b in report.attention] == [
         ("blocks.0.attn", 2, 17, 32),
         ("blocks.1.attn", 2, 17, 32),
     ]
     assert [b.state for b in report.attention] == ["fused"] * 2
-    assert (report.gelu.nodes, report.gelu.in_product) == (2, 2)
+    assert (report.gelu.nodes, report.gelu.unknown) == (2, 0)
     assert (report.layer_norm.nodes, report.layer_norm.apart) == (5, 5)
 
 
 @needs_rtx
-def test_a_gelu_apart_from_its_product_and_layers_that_only_move_data(
-    family: Family, graph: Callable[[str], Path], tmp_path: Path
-) -> None:
+def test_what_runs_around_the_products_of_a_swin(family: Family, graph: Callable[[str], Path], tmp_path: Path) -> None:
     report = built(graph("swin"), family, tmp_path)
-    assert (report.gelu.nodes, report.gelu.apart, report.gelu.kernels) == (4, 4, 4)
+    assert (report.gelu.nodes, report.gelu.unknown) == (4, 0)
     assert report.layer_norm.apart == report.layer_norm.nodes == 9
     assert report.layer_norm.kernels >= 9
     assert set(report.moving).isdisjoint(name for b in report.attention for name in b.kernels)
     assert any(name.startswith("__myl_Cast_") for name in report.moving)
     assert len(report.unjoined_layers) == report.kinds["shape_call"] == 1
+
+
+@needs_rtx
+@pytest.mark.parametrize(("low", "high", "in_product"), [(4, 4, 1), (1, 8, 0)], ids=["one batch", "a range"])
+def test_a_gelu_is_fused_into_its_product_or_a_kernel_of_its_own(
+    low: int, high: int, in_product: int, family: Family, tmp_path: Path
+) -> None:
+    """TensorRT for RTX 1.6.1 fuses it where the batch is fixed. The product behind it is needed for that."""
+    random = np.random.default_rng(0)
+    body = "(float16[B, 49, 64] x) => (float16[B, 49, 64] y) { a = MatMul(x, w) b = Gelu(a) y = MatMul(b, v) }"
+    weights = {name: random.standard_normal(shape).astype(np.float16) for name, shape in WEIGHTS.items()}
+    path = written(tmp_path / "m.onnx", body, **weights)
+    plan = plan_from_onnx(
+        path,
+        family=family,
+        inputs=(TensorSpec(name="x", shape=("B", 49, 64), dtype="float16"),),
+        ranges={"B": ShapeRange(min=low, opt=4, max=high)},
+        precision=Precision.FP16,
+    )
+    found = kernels_of(path, plan.layers).gelu
+    assert (found.nodes, found.in_product, found.apart, found.kernels) == (
+        1,
+        in_product,
+        1 - in_product,
+        1 - in_product,
+    )
+
+
+@pytest.mark.parametrize(
+    ("body", "marked", "count"),
+    [
+        ("y = Gelu(x)", "", 1),
+        ("e = Erf(x) f = Add(e, w) y = Mul(x, f)", "", 1),
+        ("n = Neg(x) e = Exp(n) f = Add(e, w) y = Div(x, f)", "gelu", 1),
+        ("n = Neg(x) e = Exp(n) f = Add(e, w) y = Div(x, f)", "", 0),
+    ],
+    ids=["operator", "written out", "as our pass writes it", "a SiLU"],
+)
+def test_a_gelu_counts_once_in_whatever_form(body: str, marked: str, count: int, tmp_path: Path) -> None:
+    model = model_of(f"(float[4] x) => (float[4] y) {{ {body} }}", w=np.ones(4, np.float32))
+    for node in model.graph.node if marked else ():
+        node.metadata_props.add(key="trtship.pass", value=marked)
+    onnx.save(model, tmp_path / "m.onnx")
+    assert kernels_of(tmp_path / "m.onnx", NOTHING).gelu.nodes == count
 
 
 @needs_rtx

@@ -17,6 +17,7 @@ from trtship.engine.layer_text import Layer
 from trtship.engine.layers import PlanLayers
 from trtship.graphs import load_graph
 from trtship.passes.batches import Batches
+from trtship.passes.rewrite import PASS_KEY
 from trtship.spec import Record
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def kernels_of(graph: Path, plan: PlanLayers) -> KernelReport:
         layers=len(plan.layers),
         kinds=dict(Counter(layer.kind for layer in plan.layers)),
         attention=tuple(_attention(block, join, batches) for block in blocks if batches is not None),
-        gelu=_placement((node for node in model.graph if node.op_type in ("Gelu", "Erf")), join),
+        gelu=_placement((node for node in model.graph if _is_gelu(node)), join),
         layer_norm=_placement((node for node in model.graph if node.op_type == "LayerNormalization"), join),
         moving=tuple(layer.name for layer in plan.layers if _moves(layer)),
         unjoined_layers=tuple(layer.name for layer in plan.layers if not join.nodes(layer)),
@@ -102,6 +103,12 @@ def kernels_of(graph: Path, plan: PlanLayers) -> KernelReport:
 def node_name(node: onnx_ir.Node) -> str:
     """As TensorRT's ONNX parser calls it: a node without a name goes by its first output's."""
     return node.name or f"node_of_{node.outputs[0].name if node.outputs else ''}"
+
+
+def _is_gelu(node: onnx_ir.Node) -> bool:
+    """One node a GELU: the operator itself, the error function in it, or the exponential in what our pass writes."""
+    ours = node.op_type == "Exp" and node.metadata_props.get(PASS_KEY) == "gelu"
+    return node.op_type in ("Gelu", "Erf") or ours
 
 
 class _Join:
