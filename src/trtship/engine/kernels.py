@@ -38,8 +38,8 @@ class AttentionKernels(Record, frozen=True):
 
     `nodes` are the ONNX nodes from the product q k^T to the product with v, `maps` the attention maps that an image
     has (windows times heads), `tokens` the rows of one and `depth` the channels of a head; None where the graph does
-    not tell. `state` is `fused` where one kernel holds both products and the softmax, `unknown` where TensorRT names
-    no layer for one of them. `kernels` are the layers that hold any of the nodes.
+    not tell. `state` is `fused` where one kernel, `fused_in`, holds both products and the softmax, and `unknown` where
+    TensorRT names no layer for one of them. `kernels` are all the layers that hold any of the nodes.
     """
 
     name: str
