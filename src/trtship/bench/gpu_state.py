@@ -22,8 +22,9 @@ class GpuState(Record, frozen=True):
     other_processes: int
 
 
-def gpu_state(device: int = 0) -> GpuState | None:
-    """The GPU's state now; None where nvidia-smi is missing or does not answer."""
+def gpu_state(device: int = 0, *, ours: int = 1) -> GpuState | None:
+    """The GPU's state now; None where nvidia-smi is missing or does not answer. `ours` processes are not counted as
+    others."""
     if shutil.which("nvidia-smi") is None:
         return None
     base = ["nvidia-smi", f"--id={device}", "--format=csv,noheader,nounits"]
@@ -44,5 +45,5 @@ def gpu_state(device: int = 0) -> GpuState | None:
         throttling=fields[2],
         temperature_c=fields[3],
         power_w=fields[4],
-        other_processes=max(0, len(pids) - 1),
+        other_processes=max(0, len(pids) - ours),
     )

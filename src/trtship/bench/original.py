@@ -9,17 +9,12 @@ from trtship.errors import SourceError, SpecError
 from trtship.progress import SILENT, Progress
 from trtship.session.torch import TorchSession
 from trtship.sources import LoadedModel, resolve
+from trtship.sources.options import SourceOptions
 from trtship.verify.compare import compare
 
 
-def original_of(
-    bundle: Bundle, *, source: str | None = None, checkpoint: str | None = None, progress: Progress = SILENT
-) -> LoadedModel:
-    """Load the model as the bundle's manifest says it was loaded; `source` and `checkpoint` say where files lie now.
-
-    Its outputs must be those in the bundle's reference. Raises SourceError where they are not, or where the bundle was
-    made from an ONNX file.
-    """
+def options_of(bundle: Bundle, *, source: str | None = None, checkpoint: str | None = None) -> SourceOptions:
+    """How the bundle's model was loaded; `source` and `checkpoint` say where files lie now. Raises SpecError."""
     options = bundle.manifest.source.options
     changes = {k: v for k, v in {"source": source, "checkpoint": checkpoint}.items() if v is not None}
     if checkpoint is not None and options.checkpoint is None:
@@ -28,7 +23,14 @@ def original_of(
             why=f"the bundle's weights are {bundle.manifest.source.weights}",
             do="leave it away",
         )
-    options = msgspec.structs.replace(options, **changes)
+    return msgspec.structs.replace(options, **changes)
+
+
+def original_of(bundle: Bundle, options: SourceOptions, *, progress: Progress = SILENT) -> LoadedModel:
+    """Load the model as `options` say. Its outputs must be those in the bundle's reference.
+
+    Raises SourceError where they are not, or where the bundle was made from an ONNX file.
+    """
     found = resolve(options.source)
     found.check(options)
     model = found.load(options, progress)

@@ -1,46 +1,78 @@
-"""A TensorRT plan as a runner."""
+"""TensorRT plans as runners: ours, and those of the peer that goes through ONNX as everybody does."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
 
-from trtship.bench.peers.base import Runner, Task
-from trtship.family import Family
+from trtship.bench.peers.base import Absent, Peer, Runner, Task
+from trtship.bench.reasons import reason_of
+from trtship.errors import TrtshipError
+from trtship.family import Family, choose_family
 from trtship.session.tensorrt import TensorRTSession
-from trtship.spec import TensorSpec
+from trtship.spec import Precision, Record, ShapeRange, TensorSpec
 
 
-def plan_runner(
-    name: str,
-    plan: bytes,
-    family: Family,
-    task: Task,
-    *,
-    inputs: Sequence[TensorSpec],
-    outputs: Sequence[TensorSpec],
-    note: str = "",
-) -> Runner:
-    """`plan` on device tensors, addresses fixed, so that it can be captured in a CUDA graph."""
+class PlanGraph(Record, frozen=True):
+    """A strongly typed graph to build plans from. `ranges` has the letters' ranges; `family` None for what is here."""
+
+    name: str
+    graph: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    ranges: dict[str, ShapeRange]
+    precision: Precision
+    family: str | None
+
+
+class PlanFile(Record, frozen=True):
+    """A plan of this run's own, or one whose hash was checked; `build` counts those of one graph, from 1; 0 for one."""
+
+    name: str
+    build: int
+    path: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    family: str | None
+    tf32: bool
+
+
+class Plans(Peer):
+    """Runs plans that were built before, all in one process."""
+
+    name: ClassVar[str] = "plans"
+    needs_module: ClassVar[bool] = False
+
+    def __init__(self, plans: tuple[PlanFile, ...] = ()) -> None:
+        self.plans = plans
+
+    def runners(self, task: Task) -> Iterator[Runner | Absent]:
+        for plan in self.plans:
+            try:
+                family, _ = choose_family(plan.family, tf32=plan.tf32)
+                runner = plan_runner(plan, family, task.feeds)
+            except TrtshipError as error:  # the next one may fit this machine
+                yield Absent(name=plan.name, reason=reason_of(error))
+                continue
+            yield runner
+
+
+def plan_runner(plan: PlanFile, family: Family, feeds: dict[str, Any]) -> Runner:
+    """A plan on device tensors, addresses fixed, so that it can be captured in a CUDA graph."""
     import torch
 
-    session = TensorRTSession(plan, family, tf32=task.precision.tf32, inputs=tuple(inputs), outputs=tuple(outputs))
-
-    def typed(feeds: dict[str, Any]) -> dict[str, Any]:
-        return {
-            s.name: torch.from_numpy(feeds[s.name]).to(getattr(torch, s.dtype))
-            if feeds[s.name].dtype.kind == "f"
-            else torch.from_numpy(feeds[s.name])
-            for s in inputs
-        }
-
-    tensors = {k: v.cuda() for k, v in typed(task.feeds).items()}
-    first = outputs[0].name
+    session = TensorRTSession(
+        Path(plan.path).read_bytes(), family, tf32=plan.tf32, inputs=plan.inputs, outputs=plan.outputs
+    )
+    inputs = {s.name: torch.from_numpy(feeds[s.name]).cuda().to(getattr(torch, s.dtype)) for s in plan.inputs}
+    first = plan.outputs[0].name
     return Runner(
-        name=name,
-        run=lambda: session.infer(tensors)[first],
-        host=lambda feeds: session.infer(typed(feeds))[first].float().numpy(),
+        name=plan.name,
+        build=plan.build,
+        inputs=inputs,
+        run=lambda: session.infer(inputs)[first],
         captures=True,
-        note=note,
+        runtime=str(family),
         close=session.close,
     )

@@ -6,22 +6,23 @@ import math
 from collections.abc import Callable, Sequence
 from html import escape
 
-from trtship.bench.bench import Row
+from trtship.bench.report import BenchReport
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 760, 420, 70, 50, 20, 250
 COLOURS = ("#1b6e3c", "#2f5fa8", "#b3541e", "#7a3e9d", "#8a6d00", "#3d8f9e", "#b02a4a", "#5b5b5b")
 DASHES = ("", "6 3", "2 3", "8 3 2 3")
 
 
-def throughput_svg(rows: Sequence[Row], *, title: str) -> str:
-    """Images a second (GPU time) over the batch, both on logarithmic axes. Rows without a time, or wrong, are left out.
+def throughput_svg(report: BenchReport, *, title: str) -> str:
+    """Images a second (GPU time) over the batch, both on logarithmic axes. Rows without a time, or wrong, are left out;
+    of several builds it is the median.
 
     Lines differ in dash as well as in colour, and each is named beside its end.
     """
     series: dict[str, list[tuple[int, float]]] = {}
-    for row in rows:
-        if row.gpu is not None and row.right:
-            series.setdefault(row.name, []).append((row.batch, row.batch / row.gpu.median_ms * 1e3))
+    for batch in dict.fromkeys(row.batch for row in report.rows):
+        for name, ms in (report.figures(batch, ours=True) | report.figures(batch, ours=False)).items():
+            series.setdefault(name, []).append((batch, batch / ms * 1e3))
     points = [p for line in series.values() for p in line]
     if not points:
         return '<svg xmlns="http://www.w3.org/2000/svg" height="60"><text x="10" y="30">nothing timed</text></svg>'

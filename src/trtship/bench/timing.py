@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Protocol
 
 from trtship.spec import Record
 
@@ -23,6 +22,25 @@ class Timing(Record, frozen=True):
     high_ms: float
     rounds: int
     calls: int
+
+
+class RunnerFailed(Exception):
+    """A runner, or the process that it lives in, gave up; its text is the reason."""
+
+
+class Timed(Protocol):
+    """Something that can be timed, here or in another process. Both methods raise RunnerFailed."""
+
+    def calibrate(self) -> int:
+        """How many calls a block should have, after a warm-up."""
+
+    def block(self, calls: int) -> float:
+        """Milliseconds a call, over so many of them."""
+
+
+def calls_for(ms: float) -> int:
+    """How many calls of `ms` each fill a block."""
+    return max(3, min(1000, math.ceil(TARGET_MS / max(ms, 1e-3))))
 
 
 def median_interval(samples: Sequence[float], *, confidence: float = 0.95) -> tuple[float, float, float]:
@@ -43,53 +61,27 @@ def median_interval(samples: Sequence[float], *, confidence: float = 0.95) -> tu
 
 
 def time_interleaved(
-    runs: Mapping[str, Callable[[], object]], stream: Any, *, rounds: int = ROUNDS
-) -> dict[str, Timing]:
-    """GPU time of each run, by CUDA events on `stream`: A B C, A B C, ...; each block as many calls as it needs to last
-    `TARGET_MS`. The runs enqueue work on the current stream, which this makes `stream`."""
-    import torch
-
-    found: dict[str, list[float]] = {name: [] for name in runs}
-    with torch.cuda.stream(stream):
-        calls = {name: _calls_for(run, stream) for name, run in runs.items()}
-        for _ in range(rounds):
-            for name, run in runs.items():
-                found[name].append(_block(run, calls[name]))
-    return {name: _timing(samples, calls[name]) for name, samples in found.items()}
-
-
-def time_on_the_clock(runs: Mapping[str, Callable[[], object]], *, rounds: int = ROUNDS) -> dict[str, Timing]:
-    """End to end, by the wall clock: each run starts with arrays on the host and returns arrays on the host."""
-    found: dict[str, list[float]] = {name: [] for name in runs}
-    for run in runs.values():
-        run()
-    for _ in range(rounds):
-        for name, run in runs.items():
-            begun = time.perf_counter()
-            for _ in range(5):
-                run()
-            found[name].append((time.perf_counter() - begun) / 5 * 1e3)
-    return {name: _timing(samples, 5) for name, samples in found.items()}
-
-
-def _calls_for(run: Callable[[], object], stream: Any) -> int:
-    for _ in range(3):
-        run()
-    stream.synchronize()
-    return max(3, min(1000, math.ceil(TARGET_MS / max(_block(run, 5), 1e-3))))
-
-
-def _block(run: Callable[[], object], calls: int) -> float:
-    import torch
-
-    event: Any = torch.cuda.Event
-    begin, end = event(enable_timing=True), event(enable_timing=True)
-    begin.record()
-    for _ in range(calls):
-        run()
-    end.record()
-    end.synchronize()
-    return float(begin.elapsed_time(end)) / calls
+    runs: Mapping[str, Timed], *, rounds: int = ROUNDS, halfway: Callable[[], None] = lambda: None
+) -> tuple[dict[str, Timing], dict[str, str]]:
+    """The time of each run: A B C, A B C, ...; one block at a moment. Also the reasons of those that failed, which do
+    not disturb the others. `halfway` is called once, between two rounds, while the GPU is warm."""
+    calls: dict[str, int] = {}
+    samples: dict[str, list[float]] = {}
+    failed: dict[str, str] = {}
+    for name, run in runs.items():
+        try:
+            calls[name], samples[name] = run.calibrate(), []
+        except RunnerFailed as error:
+            failed[name] = str(error)
+    for number in range(rounds):
+        if number == rounds // 2:
+            halfway()
+        for name in [name for name in samples if name not in failed]:
+            try:
+                samples[name].append(runs[name].block(calls[name]))
+            except RunnerFailed as error:
+                failed[name] = str(error)
+    return {name: _timing(found, calls[name]) for name, found in samples.items() if name not in failed}, failed
 
 
 def _timing(samples: Sequence[float], calls: int) -> Timing:

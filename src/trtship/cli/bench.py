@@ -8,8 +8,12 @@ from typing import TYPE_CHECKING
 from trtship.cli.options import positive
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
     from trtship.bench import BenchReport, Row
     from trtship.cli.console import Console
+    from trtship.measure import Measure
 
 HELP = "time a bundle and its peers on the same inputs and the same GPU, in one run"
 EXAMPLE = "trtship bench swin.trtship --against eager,compile,onnx-tensorrt --batches 1,32,128"
@@ -29,64 +33,121 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--source", metavar="SOURCE", help="where the model is now, if not where the bundle was made from"
     )
     parser.add_argument("--checkpoint", metavar="FILE", help="where its weights are now")
+    parser.add_argument(
+        "--peer-path",
+        action="append",
+        default=[],
+        metavar="PEER=FOLDER",
+        help="packages that this peer alone imports first, for one that needs other versions; may be repeated",
+    )
+    parser.add_argument(
+        "--prepare-within",
+        default="1800",
+        metavar="SECONDS",
+        help="how long compiling may take: once for the peers that time kernels meanwhile (they take turns), and once "
+        "for the rest; what is not ready then is left out, and the table says so (default: 1800)",
+    )
+    parser.add_argument(
+        "--together",
+        action="store_true",
+        help="prepare all batches before the first is timed: quicker, and takes the memory of all at once",
+    )
     parser.add_argument("--plot", metavar="FILE", help="write throughput against batch as an SVG")
 
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
-    from pathlib import Path
-
     from trtship.bench import bench
-    from trtship.bench.original import original_of
+    from trtship.bench.original import options_of, original_of
     from trtship.bundle import Bundle
 
     batches = [positive(text, "--batches") for text in arguments.batches.split(",")]
+    within = positive(arguments.prepare_within, "--prepare-within")
+    builds = positive(arguments.builds, "--builds")
+    paths = peer_paths(arguments.peer_path)
     bundle = Bundle.open(arguments.bundle, progress=console.progress)
-    original = original_of(bundle, source=arguments.source, checkpoint=arguments.checkpoint, progress=console.progress)
+    options = options_of(bundle, source=arguments.source, checkpoint=arguments.checkpoint)
+    original = original_of(bundle, options, progress=console.progress)
     report = bench(
         bundle,
         original,
+        options,
         against=[name for name in arguments.against.split(",") if name],
-        batches=batches,
-        builds=positive(arguments.builds, "--builds"),
+        batches=list(dict.fromkeys(batches)),
+        builds=builds,
+        peer_paths=paths,
+        within=within,
+        together=arguments.together,
         progress=console.progress,
     )
     console.result(report)
     if arguments.plot:
-        from trtship.bench.plot import throughput_svg
-        from trtship.files import whole_file
-
-        with whole_file(Path(arguments.plot)) as draft:
-            draft.write_text(
-                throughput_svg(report.rows, title=f"{report.model}, {report.precision}, {report.gpu.name}")
-            )
+        _plot(report, arguments.plot)
     if not console.json:
-        _show(report, batches, console)
+        show(report, console)
     return 0
 
 
-def _show(report: BenchReport, batches: list[int], console: Console) -> None:
+def peer_paths(texts: Sequence[str]) -> dict[str, Path]:
+    """`["torch-tensorrt=/opt/peer"]` as a dict. Raises SpecError."""
+    from pathlib import Path
+
+    from trtship.errors import SpecError
+
+    found: dict[str, Path] = {}
+    for text in texts:
+        name, equals, folder = text.partition("=")
+        if not (name and equals and folder) or name in found:
+            why = "it was given twice for this peer" if name in found else "it takes PEER=FOLDER"
+            do = "for example --peer-path torch-tensorrt=/opt/peer"
+            raise SpecError(f"--peer-path {text!r} is no path of a peer", why=why, do=do)
+        found[name] = Path(folder)
+    return found
+
+
+def _plot(report: BenchReport, path: str) -> None:
+    from pathlib import Path
+
+    from trtship.bench.plot import throughput_svg
+    from trtship.files import whole_file
+
+    where = f", {report.gpu.name}" if report.gpu else ""
+    with whole_file(Path(path)) as draft:
+        draft.write_text(throughput_svg(report, title=f"{report.model}, {report.precision}{where}"))
+
+
+def show(report: BenchReport, console: Console) -> None:
+    """The table, and who was faster."""
     from trtship.cli.tables import table
 
-    columns = ("batch", "variant", "GPU ms", "95 %", "images/s", "end to end ms", "relative L2", "")
+    columns = ("batch", "variant", "GPU ms", "95 %", "images/s", "end to end ms", "against float64", "")
     console.print(table(columns, [_cells(row) for row in report.rows]))
-    for batch in batches:
+    for batch in dict.fromkeys(row.batch for row in report.rows):
         if found := report.ratio(batch):
-            console.print(f"batch {batch}: {found[0]:.3f} times as fast as the best peer ({found[1]})")
-    console.print(f"{report.model}, {report.precision}, on {report.gpu.name}")
+            console.print(
+                f"batch {batch}: {found.ratio:.3f} times as fast as the best peer: {found.ours_ms:.3f} ms "
+                f"({found.ours}) against {found.peer_ms:.3f} ms ({found.peer})"
+            )
+    console.print(f"{report.model}, {report.precision}" + (f", on {report.gpu.name}" if report.gpu else ""))
 
 
 def _cells(row: Row) -> tuple[str, ...]:
     if row.gpu is None:
-        return (str(row.batch), row.name, "", "", "", "", "", f"not timed: {row.reason}")
-    error = "not finite" if row.error is None or row.error.rel_l2 is None else f"{row.error.rel_l2:.1e}"
-    notes = [*([] if row.right else ["WRONG: over the bound"]), *([row.note] if row.note else [])]
+        return (str(row.batch), row.label, "", "", "", "", "", f"not timed: {row.reason}")
+    notes = [
+        *([] if row.right else [f"WRONG: off by {_size(row.error)}, over the bound"]),
+        *([row.note] * bool(row.note)),
+    ]
     return (
         str(row.batch),
-        row.name,
+        row.label,
         f"{row.gpu.median_ms:.3f}",
         f"{row.gpu.low_ms:.3f}-{row.gpu.high_ms:.3f}",
         f"{row.batch / row.gpu.median_ms * 1e3:.0f}",
         f"{row.end_to_end.median_ms:.2f}" if row.end_to_end else "",
-        error,
-        "; ".join(notes),
+        _size(row.exact_error) if row.exact_error else "",
+        "; ".join([*notes, *([] if row.cuda_graph else ["no CUDA graph"])]),
     )
+
+
+def _size(error: Measure | None) -> str:
+    return "not finite" if error is None or error.rel_l2 is None else f"{error.rel_l2:.1e}"

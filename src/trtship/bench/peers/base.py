@@ -1,26 +1,27 @@
 """A peer: another way to run the same model, at the settings its own documentation recommends for speed.
 
 A peer is a file in this package with one subclass of `Peer`; its `name` is what `--against` takes. Each file says in
-its docstring where its settings come from.
+its docstring where its settings come from. It lives in processes of its own: one for each variant at each batch.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import msgspec
 
-from trtship.spec import Precision, TensorSpec
+from trtship.spec import Precision, Record, TensorSpec
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What all are asked to run: the original module (fp32, on the CPU; copy it before changing it), the bundle's
-    graph as it was exported, a batch size, and the example inputs by name (numpy, that batch)."""
+    """What all are asked to run: the original module (fp32, on the CPU; copy it before changing it; None for a peer
+    that needs none), the bundle's graph as it was exported, a batch size, the inputs by name (numpy, that batch), and
+    the device, `"cuda"` or `"cpu"`. `variant` is one of the peer's own, `folder` a place for its files."""
 
     module: Any
     graph: Path
@@ -29,29 +30,51 @@ class Task:
     precision: Precision
     batch: int
     feeds: dict[str, Any]
+    device: str
+    variant: str
+    folder: Path
 
 
 class Runner(msgspec.Struct):
-    """One variant, ready: `run` enqueues an inference on the current CUDA stream over buffers of its own and returns
-    its outputs (torch, on the GPU); `host` goes from numpy to numpy. `captures` says whether `run` may be captured
-    in a CUDA graph by us; `note` what a reader of the table should know; `close` frees what it holds."""
+    """One variant, ready. `run` enqueues an inference on the current stream, over the tensors in `inputs` (by name, on
+    the device, always the same ones), and returns its first output. `captures` says whether `run` may be captured in a
+    CUDA graph by us, `own_graph` that it replays one of its own; `note` what a reader of the table should know,
+    `runtime` what runs it; `close` frees what it holds."""
 
     name: str
+    inputs: dict[str, Any]
     run: Callable[[], Any]
-    host: Callable[[dict[str, Any]], Any]
     captures: bool
+    own_graph: bool = False
+    build: int = 0
     note: str = ""
+    runtime: str = ""
     close: Callable[[], None] = lambda: None
 
 
+class Absent(Record, frozen=True):
+    """A variant that could not be made ready, and why; without a name it is all that the peer still had to offer."""
+
+    name: str
+    reason: str
+
+
 class Peer(ABC):
-    """Makes the variants of one peer. Raises any exception to say that it cannot: the table then has its reason."""
+    """Makes the variants of one peer. Raises any exception to say that it cannot: the table then has its reason.
+
+    `variants` get a process each. `alone`: while it prepares, it times kernels on the GPU and chooses between them, so
+    that nothing else may run there. `needs_module`: it starts from the PyTorch module.
+    """
 
     name: ClassVar[str]
+    variants: ClassVar[tuple[str, ...]] = ("",)
+    alone: ClassVar[bool] = False
+    needs_module: ClassVar[bool] = True
 
     @abstractmethod
-    def runners(self, task: Task) -> list[Runner]:
-        """The variants at the task's batch; building and compiling happens here, not in the first timed call."""
+    def runners(self, task: Task) -> Iterable[Runner | Absent]:
+        """The variants at the task's batch; building and compiling happens here, not in the first timed call. Each is
+        warmed up, and captured where it may be, before the next is asked for."""
 
 
 def low_dtype(precision: Precision) -> Any:
@@ -62,30 +85,33 @@ def low_dtype(precision: Precision) -> Any:
     return {Precision.FP16: torch.float16, Precision.BF16: torch.bfloat16}.get(precision, torch.float32)
 
 
-def torch_runner(
-    name: str, module: Any, task: Task, *, dtype: Any, captures: bool, channels_last: bool = False, note: str = ""
-) -> Runner:
-    """A runner for a callable on CUDA tensors: its inputs lie on the GPU in `dtype`."""
+def low_specs(specs: tuple[TensorSpec, ...], precision: Precision) -> tuple[TensorSpec, ...]:
+    """The same tensors in the precision's own type."""
+    return tuple(msgspec.structs.replace(s, dtype=precision.graph_dtype) if s.dtype == "float32" else s for s in specs)
+
+
+def on_device(task: Task, *, dtype: Any, channels_last: bool = False) -> dict[str, Any]:
+    """The task's inputs on its device, floating ones in `dtype`."""
     import torch
 
-    def on_gpu(feeds: dict[str, Any]) -> list[Any]:
-        found = []
-        for spec in task.inputs:
-            tensor = torch.from_numpy(feeds[spec.name]).cuda(non_blocking=True)
-            tensor = tensor.to(dtype) if tensor.is_floating_point() else tensor
-            found.append(tensor.to(memory_format=torch.channels_last) if channels_last and tensor.ndim == 4 else tensor)
-        return found
+    found = {}
+    for spec in task.inputs:
+        tensor = torch.from_numpy(task.feeds[spec.name]).to(task.device)
+        tensor = tensor.to(dtype, copy=True) if tensor.is_floating_point() else tensor.clone()
+        last = channels_last and tensor.ndim == 4
+        found[spec.name] = tensor.to(memory_format=torch.channels_last) if last else tensor
+    return found
 
-    tensors = on_gpu(task.feeds)
+
+def torch_runner(name: str, module: Any, inputs: dict[str, Any], **more: Any) -> Runner:
+    """A runner for a callable that takes `inputs` by position; `more` are fields of Runner."""
+    import torch
+
+    tensors = list(inputs.values())
 
     def run() -> Any:
         with torch.inference_mode():
-            return module(*tensors)
+            result = module(*tensors)
+        return result[0] if isinstance(result, (tuple, list)) else result
 
-    def host(feeds: dict[str, Any]) -> Any:
-        with torch.inference_mode():
-            result = module(*on_gpu(feeds))
-        first = result[0] if isinstance(result, (tuple, list)) else result
-        return first.float().cpu().numpy()
-
-    return Runner(name=name, run=run, host=host, captures=captures, note=note)
+    return Runner(name=name, inputs=inputs, run=run, **{"runtime": f"torch {torch.__version__}", **more})

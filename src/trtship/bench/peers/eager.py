@@ -1,26 +1,33 @@
-"""PyTorch eager, with and without channels_last (PyTorch's performance tuning guide recommends it for convolutions)."""
+"""PyTorch eager, with and without channels_last, cuDNN choosing its algorithms by timing them: both are in PyTorch's
+performance tuning guide, as are CUDA graphs for what is bound by launches.
+
+https://docs.pytorch.org/tutorials/recipes/recipes/tuning_guide.html
+"""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from typing import ClassVar
 
-from trtship.bench.peers.base import Peer, Runner, Task, low_dtype, torch_runner
+from trtship.bench.peers.base import Peer, Runner, Task, low_dtype, on_device, torch_runner
 
 
 class Eager(Peer):
     name: ClassVar[str] = "eager"
+    alone: ClassVar[bool] = True
 
-    def runners(self, task: Task) -> list[Runner]:
+    def runners(self, task: Task) -> Iterator[Runner]:
         import torch
 
+        torch.backends.cudnn.benchmark = True
         dtype = low_dtype(task.precision)
-        module = copy.deepcopy(task.module).cuda().to(dtype)
+        module = copy.deepcopy(task.module).to(task.device).to(dtype)
+        inputs = on_device(task, dtype=dtype)
+        yield torch_runner("eager", module, inputs, captures=False)
+        if task.device != "cuda":
+            return
+        yield torch_runner("eager, CUDA graph", module, inputs, captures=True)
         last = copy.deepcopy(module).to(memory_format=torch.channels_last)
-        return [
-            torch_runner("eager", module, task, dtype=dtype, captures=False),
-            torch_runner("eager, CUDA graph", module, task, dtype=dtype, captures=True),
-            torch_runner(
-                "eager, channels_last, CUDA graph", last, task, dtype=dtype, captures=True, channels_last=True
-            ),
-        ]
+        inputs = on_device(task, dtype=dtype, channels_last=True)
+        yield torch_runner("eager, channels_last, CUDA graph", last, inputs, captures=True)

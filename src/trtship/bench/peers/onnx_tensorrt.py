@@ -3,56 +3,52 @@
 from __future__ import annotations
 
 import copy
-import tempfile
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
-import msgspec
-
-from trtship.bench.peers.base import Peer, Runner, Task, low_dtype
-from trtship.bench.plan import plan_runner
-from trtship.engine import plan_from_onnx
-from trtship.family import choose_family
-from trtship.spec import ShapeRange
+from trtship.bench.peers.base import low_dtype, low_specs
+from trtship.bench.plan import PlanGraph, Plans
+from trtship.spec import Precision, ShapeRange, TensorSpec
 
 
-class OnnxTensorRT(Peer):
+class OnnxTensorRT(Plans):
     name: ClassVar[str] = "onnx-tensorrt"
 
-    def runners(self, task: Task) -> list[Runner]:
+    def export(
+        self,
+        module: Any,
+        target: Path,
+        *,
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+        precision: Precision,
+        feeds: dict[str, Any],
+        ranges: dict[str, ShapeRange],
+    ) -> PlanGraph:
+        """Write the graph, once for all batches; `feeds` are two rows or more to trace it with."""
         import torch
 
-        family, _ = choose_family(tf32=task.precision.tf32)
-        dtype = low_dtype(task.precision)
-        inputs, outputs = (
-            tuple(
-                msgspec.structs.replace(s, dtype=task.precision.graph_dtype) if s.dtype == "float32" else s
-                for s in specs
-            )
-            for specs in (task.inputs, task.outputs)
-        )
-        module = copy.deepcopy(task.module).to(dtype)
-        example = tuple(torch.from_numpy(task.feeds[s.name][:2].copy()) for s in task.inputs)
-        example = tuple(t.to(dtype) if t.is_floating_point() else t for t in example)
-        letter = task.inputs[0].shape[0]
-        with tempfile.TemporaryDirectory() as folder, torch.no_grad():
-            graph = Path(folder) / "plain.onnx"
+        dtype = low_dtype(precision)
+        example = [torch.from_numpy(feeds[s.name][:2].copy()) for s in inputs]
+        dims = {letter: torch.export.Dim(letter, min=1, max=2**16) for spec in inputs for letter in spec.letters}
+        shapes = tuple({axis: dims[d] for axis, d in enumerate(s.shape) if isinstance(d, str)} for s in inputs)
+        with torch.no_grad():
             torch.onnx.export(
-                module,
-                example,
-                str(graph),
+                copy.deepcopy(module).to(dtype),
+                tuple(t.to(dtype) if t.is_floating_point() else t for t in example),
+                str(target),
                 dynamo=True,
                 verbose=False,
-                input_names=[s.name for s in task.inputs],
-                output_names=[s.name for s in task.outputs],
-                dynamic_shapes=tuple({0: torch.export.Dim(str(letter), min=1, max=2**16)} for _ in task.inputs),
+                input_names=[s.name for s in inputs],
+                output_names=[s.name for s in outputs],
+                dynamic_shapes=shapes,
             )
-            plan = plan_from_onnx(
-                graph,
-                family=family,
-                inputs=inputs,
-                ranges={str(letter): ShapeRange(min=task.batch, opt=task.batch, max=task.batch)},
-                precision=task.precision,
-            )
-        name = f"ONNX -> {family.name}, CUDA graph"
-        return [plan_runner(name, plan.data, family, task, inputs=inputs, outputs=outputs)]
+        return PlanGraph(
+            name="ONNX -> TensorRT, CUDA graph",
+            graph=str(target),
+            inputs=low_specs(inputs, precision),
+            outputs=low_specs(outputs, precision),
+            ranges=ranges,
+            precision=precision,
+            family=None,
+        )

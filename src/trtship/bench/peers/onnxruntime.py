@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from collections.abc import Iterator
+from typing import ClassVar
 
 from trtship.bench.peers.base import Peer, Runner, Task
 from trtship.session.onnxruntime import OnnxRuntimeSession
 
 
-class OnnxRuntimeCuda(Peer):
+class OnnxRuntime(Peer):
     name: ClassVar[str] = "onnxruntime"
+    needs_module: ClassVar[bool] = False
 
-    def runners(self, task: Task) -> list[Runner]:
+    def runners(self, task: Task) -> Iterator[Runner]:
         import torch
 
-        session = OnnxRuntimeSession(task.graph, providers="cuda")
-        dtypes = {s.name: s.dtype for s in session.inputs}
-
-        def typed(feeds: dict[str, Any]) -> dict[str, Any]:
-            return {k: v.astype(dtypes[k], copy=False) if v.dtype.kind == "f" else v for k, v in feeds.items()}
-
-        tensors = {name: torch.from_numpy(array).cuda() for name, array in typed(task.feeds).items()}
+        session = OnnxRuntimeSession(task.graph, providers="cuda" if task.device == "cuda" else "cpu")
+        inputs = {
+            s.name: torch.from_numpy(task.feeds[s.name]).to(task.device).to(getattr(torch, s.dtype), copy=True)
+            for s in session.inputs
+        }
         first = task.outputs[0].name
-        return [
-            Runner(
-                name="onnxruntime, CUDA provider",
-                run=lambda: session.infer(tensors)[first],
-                host=lambda feeds: session.infer(typed(feeds))[first],
-                captures=False,
-                close=session.close,
-            )
-        ]
+        yield Runner(
+            name=f"onnxruntime, {task.device.upper()} provider",
+            inputs=inputs,
+            run=lambda: session.infer(inputs)[first],
+            captures=False,
+            runtime=session.runtime,
+            close=session.close,
+        )

@@ -1,0 +1,130 @@
+"""Who takes part: one worker process for each variant at each batch, and when each prepares itself."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from pathlib import Path
+
+from trtship.bench.child import TO_LOAD, Child
+from trtship.bench.plan import PlanFile
+from trtship.bench.protocol import Job, Prepare, Prepared, Ready, Work
+from trtship.bench.reasons import reason_of
+from trtship.bench.timing import RunnerFailed
+from trtship.progress import Progress
+
+Plan = Future[PlanFile]
+
+
+class Entrant:
+    """One worker. `name` stands in the table where it has no runners; `plans` are what it runs, as they get ready;
+    `path` goes ahead on its import path; `alone`: nothing else may use the GPU while it prepares.
+
+    After the preparation: `runners`, and in `failed` what went wrong, if anything.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        peer: str,
+        variant: str = "",
+        batch: int,
+        ours: bool = False,
+        alone: bool = False,
+        path: Path | None = None,
+        plans: Sequence[tuple[str, Plan]] = (),
+    ) -> None:
+        self.name, self.peer, self.variant, self.batch = name, peer, variant, batch
+        self.ours, self.alone, self.path, self.plans = ours, alone, path, tuple(plans)
+        self.child: Child | None = None
+        self.runners: tuple[Prepared, ...] = ()
+        self.failed: list[tuple[str, str]] = []
+        self._loaded = threading.Event()
+
+    def start(self, work: Work, *, device: str, folder: Path) -> None:
+        """Start its process and have it load what it needs, on the CPU, in the background."""
+        job = Job(work=work, peer=self.peer, variant=self.variant, batch=self.batch, device=device, folder=str(folder))
+        self.child = Child(job, path=self.path)
+        threading.Thread(target=self._load, daemon=True).start()
+
+    def _load(self) -> None:
+        assert self.child is not None
+        try:
+            self.child.load()
+        except RunnerFailed as error:
+            self.failed.append((self.name, str(error)))
+        self._loaded.set()
+
+    def prepare(self, within: Callable[[], float]) -> None:
+        """Build, compile, warm up, capture: its process is ended where that takes longer than `within`() seconds."""
+        assert self.child is not None
+        self._loaded.wait(TO_LOAD)
+        if self.failed:
+            return
+        ready = []
+        for name, plan in self.plans:
+            try:
+                ready.append(plan.result())
+            except Exception as error:
+                self.failed.append((name, str(error) if isinstance(error, RunnerFailed) else reason_of(error)))
+        if self.plans and not ready:
+            return
+        left = within()
+        if left <= 0:
+            self.failed.append((self.name, "its turn to prepare did not come in time"))
+            return
+        try:
+            answer = self.child.ask(Prepare(plans=tuple(ready)), within=left, what="get ready")
+        except RunnerFailed as error:
+            self.failed.append((self.name, str(error)))
+            return
+        assert isinstance(answer, Ready)
+        self.runners = answer.runners
+        self.failed += [(lost.name or f"{self.name}, the rest", lost.reason) for lost in answer.absent]
+
+    def close(self) -> None:
+        if self.child is not None:
+            self.child.close()
+
+
+def prepare_all(
+    entrants: Sequence[Entrant],
+    *,
+    within: float,
+    meanwhile: Callable[[], None],
+    builds_on_gpu: bool,
+    progress: Progress,
+) -> None:
+    """First those that must be alone on the GPU, one after the other; then the others, several at once. Each round has
+    `within` seconds. `meanwhile` and the building of plans go on beside the first round, for they are work for the CPU;
+    where they are not (`builds_on_gpu`), they come before it."""
+    pool = ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // 2))
+    try:
+        if builds_on_gpu:
+            meanwhile()
+            wait([plan for entrant in entrants for _, plan in entrant.plans])
+        with progress.stage("prepare", "those that must be alone on the GPU, one after the other"):
+            first = pool.submit(_one_by_one, [e for e in entrants if e.alone], within, progress)
+            if not builds_on_gpu:
+                meanwhile()
+            first.result()
+        until = time.monotonic() + within
+        with progress.stage("prepare", "the others, several at once"):
+            others = [e for e in entrants if not e.alone]
+            for done in [pool.submit(entrant.prepare, lambda: until - time.monotonic()) for entrant in others]:
+                done.result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _one_by_one(entrants: Sequence[Entrant], within: float, progress: Progress) -> None:
+    until = time.monotonic() + within
+    for entrant in entrants:
+        begun = time.monotonic()
+        entrant.prepare(lambda: until - time.monotonic())
+        how = "failed" if entrant.failed else "ready"
+        progress.note(f"{entrant.name}, batch {entrant.batch}: {how} after {time.monotonic() - begun:.0f} s")
