@@ -200,7 +200,7 @@ def seeded(module: nn.Module) -> nn.Module:
     return module.eval()
 
 
-def export(module: nn.Module, size: int, path: Path, *, batch: int = 2, dynamic: bool = True) -> Path:
+def export(module: nn.Module, size: int, path: Path, *, batch: int = 2, dynamic: bool = True, opset: int = 20) -> Path:
     """With the TorchScript exporter, as `input` [B, 3, size, size] -> `logits`."""
     axes = {"input": {0: "B"}, "logits": {0: "B"}} if dynamic else {}
     with warnings.catch_warnings(), torch.no_grad():
@@ -213,6 +213,6 @@ def export(module: nn.Module, size: int, path: Path, *, batch: int = 2, dynamic:
             input_names=["input"],
             output_names=["logits"],
             dynamic_axes=axes,
-            opset_version=20,
+            opset_version=opset,
         )
     return path

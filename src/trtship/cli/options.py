@@ -62,6 +62,16 @@ def add_export(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_passes(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--passes",
+        default="all",
+        metavar="NAMES",
+        help="rewrites that make the graph faster: all, none, or such as windows-into-heads,patch-embedding; they run "
+        "in an order of their own, each is proved, and one that fails is left out (default: all)",
+    )
+
+
 def add_build(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--precision", default="fp16", metavar="NAME", help="fp32 (TF32 off), tf32, fp16 or bf16 (default: fp16)"

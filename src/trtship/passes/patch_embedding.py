@@ -43,6 +43,7 @@ class PatchEmbedding(Rewrite[Found]):
     """Convolutions of the graph's inputs alone: inside a network, channels are many and a convolution is as quick."""
 
     name: ClassVar[str] = "patch embedding"
+    order: ClassVar[int | None] = 20
 
     def pattern(self, graph: onnx_ir.Graph) -> Iterable[onnx_ir.Node]:
         for node in graph:

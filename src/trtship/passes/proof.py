@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,20 +39,20 @@ class Verdict(Record, frozen=True):
 class Reference:
     """A graph's own outputs on the proof's inputs, computed once, and held against every graph that comes after it.
 
-    Random inputs at batch 1, 2 and 3 (every other dynamic size likewise), and adversarial ones, a row of each kind;
-    those are left out where the graph itself overflows on them.
+    Random inputs at `sizes` (default: batch 1, 2 and 3, every other dynamic size likewise), and adversarial ones at the
+    last of them, a row of each kind; those are left out where the graph itself overflows on them.
     """
 
-    def __init__(self, graph: Path, *, seed: int = 0) -> None:
+    def __init__(self, graph: Path, *, sizes: Sequence[Mapping[str, int]] | None = None, seed: int = 0) -> None:
         model = load_graph(graph)
         self._bound = rounding_bound(model, precision_of(model)).bound
         self._cases: list[tuple[dict[str, int], dict[str, Array], dict[str, Array]]] = []
         with OnnxRuntimeSession(graph, optimize=False) as session:
-            ordinary = len(default_sizes(session.inputs))
-            for index, (sizes, feeds) in enumerate(make_cases(session.inputs, seed=seed)):
+            wanted = default_sizes(session.inputs) if sizes is None else sizes
+            for index, (at, feeds) in enumerate(make_cases(session.inputs, wanted, seed=seed)):
                 expected = session.infer(feeds)
-                if index < ordinary or all(np.isfinite(array).all() for array in expected.values()):
-                    self._cases.append((sizes, feeds, expected))
+                if index < len(wanted) or all(np.isfinite(array).all() for array in expected.values()):
+                    self._cases.append((at, feeds, expected))
 
     def verdict(self, graph: Path) -> Verdict:
         """Compare `graph` with the reference, within the rounding of both: sqrt(a^2 + b^2), two independent errors."""
@@ -73,9 +73,10 @@ class Reference:
         return Verdict(same=error <= bound, error=error, bound=bound, why=why)
 
 
-def make_cases(inputs: Sequence[TensorSpec], *, seed: int) -> list[tuple[dict[str, int], dict[str, Array]]]:
+def make_cases(
+    inputs: Sequence[TensorSpec], sizes: Sequence[Mapping[str, int]], *, seed: int
+) -> list[tuple[dict[str, int], dict[str, Array]]]:
     """Sizes and inputs: random ones at every size, then adversarial ones until each kind has had a row."""
-    sizes = default_sizes(inputs)
     cases = [(dict(size), random_inputs(inputs, size, seed=seed)) for size in sizes]
     last = dict(sizes[-1])
     rows = max([spec.with_sizes(last)[0] for spec in inputs if spec.shape], default=1)

@@ -52,6 +52,7 @@ class WindowsIntoHeads(Rewrite[Found]):
     """See the module. An attention without a constant added to its scores is none of its business."""
 
     name: ClassVar[str] = "windows into heads"
+    order: ClassVar[int | None] = 10
 
     def pattern(self, graph: onnx_ir.Graph) -> Iterable[onnx_ir.Node]:
         return (node for node in graph if node.op_type == "Softmax" and score_chain(node) is not None)
