@@ -28,6 +28,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
 
     from trtship.cli.options import source_options
     from trtship.export import export_source
+    from trtship.passes.thaw_unknown import thaw
     from trtship.spec import parse_sizes
 
     report = export_source(
@@ -36,6 +37,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         ranges=parse_sizes(arguments.size),
         opset=arguments.opset,
         exporter=arguments.exporter,
+        thaw=thaw,
         force=arguments.force,
         progress=console.progress,
     )

@@ -10,20 +10,29 @@ import numpy as np
 
 from trtship.errors import ExportMismatchError, TrtshipError
 from trtship.export.check import sizes_around
+from trtship.export.mend import Thaw, check_and_mend
 from trtship.export.onnx import ExportReport, traced_sizes
 from trtship.export.outputs import Shapes, settle_outputs
-from trtship.graphs import load_graph, rounding_bound, save_graph
+from trtship.graphs import RoundingBound, load_graph, rounding_bound, save_graph
 from trtship.measure import Measure, measure, random_inputs
+from trtship.progress import SILENT, Progress
 from trtship.session.onnxruntime import OnnxRuntimeSession
 from trtship.sources import LoadedGraph
 from trtship.spec import Precision, ShapeRange, TensorSpec, batch_letter
 
 
-def adopt_graph(loaded: LoadedGraph, target: Path, *, ranges: Mapping[str, ShapeRange]) -> ExportReport:
+def adopt_graph(
+    loaded: LoadedGraph,
+    target: Path,
+    *,
+    ranges: Mapping[str, ShapeRange],
+    thaw: Thaw | None = None,
+    progress: Progress = SILENT,
+) -> ExportReport:
     """Write the graph to `target` with the letters of `loaded.inputs` as its dynamic sizes.
 
     There is no PyTorch to ask, so its batch is held against itself: a row must come out the same alone and among
-    others. Raises ExportMismatchError where it does not.
+    others. Raises ExportMismatchError where it does not, and `thaw` finds no batch to make dynamic again.
     """
     model = load_graph(loaded.path)
     specs = {spec.name: spec for spec in loaded.inputs}
@@ -33,9 +42,15 @@ def adopt_graph(loaded: LoadedGraph, target: Path, *, ranges: Mapping[str, Shape
     for value, spec in zip(model.graph.outputs, loaded.outputs, strict=True):
         value.shape = _shape(spec)
     save_graph(model, target)
-    derived = rounding_bound(model, Precision.FP32)
     traced = traced_sizes(loaded.inputs, ranges)
-    checks, shapes = _check_rows(target, loaded, traced, 2 * derived.bound, ranges)
+
+    def check() -> tuple[RoundingBound, tuple[Measure, ...], Shapes]:
+        derived = rounding_bound(load_graph(target), Precision.FP32)
+        return derived, *_check_rows(target, loaded, traced, 2 * derived.bound, ranges)
+
+    (derived, checks, shapes), thawed = check_and_mend(
+        check, target, thaw=thaw, batch=batch_letter(loaded.inputs), traced=None, sizes=traced, progress=progress
+    )
     return ExportReport(
         exporter="none: the graph was given",
         opset=loaded.opset,
@@ -44,8 +59,15 @@ def adopt_graph(loaded: LoadedGraph, target: Path, *, ranges: Mapping[str, Shape
         bound=2 * derived.bound,
         bound_from=f"twice the bound of {derived.derivation}",
         checks=checks,
-        outputs=settle_outputs(target, loaded.outputs, shapes),
+        outputs=settle_outputs(target, _outputs(target) if thawed else loaded.outputs, shapes),
+        thawed=thawed,
     )
+
+
+def _outputs(graph: Path) -> tuple[TensorSpec, ...]:
+    """As they are in the file: one that had a frozen batch has the batch's letter now."""
+    with OnnxRuntimeSession(graph) as session:
+        return session.outputs
 
 
 def _shape(spec: TensorSpec) -> Any:

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from trtship.errors import ExportMismatchError, GateError, GraphError, SpecError, TrtshipError
 from trtship.export.check import check_export
+from trtship.export.mend import Thaw, check_and_mend
 from trtship.export.outputs import settle_outputs
 from trtship.graphs import EXTERNAL_OVER, load_graph, save_graph
 from trtship.measure import Measure, random_inputs
@@ -35,7 +36,8 @@ TRACED = 2
 
 
 class ExportReport(Record, frozen=True):
-    """How the graph was made and how far it is from PyTorch; `fell_back` says why the dynamo exporter was not used."""
+    """How the graph was made and how far it is from PyTorch; `fell_back` says why the dynamo exporter was not used,
+    `thawed` names the nodes in which the batch was a constant and is dynamic again."""
 
     exporter: str
     opset: int
@@ -45,6 +47,7 @@ class ExportReport(Record, frozen=True):
     bound_from: str
     checks: tuple[Measure, ...]
     outputs: tuple[TensorSpec, ...]
+    thawed: tuple[str, ...] = ()
 
 
 def onnx_from_torch(
@@ -56,13 +59,15 @@ def onnx_from_torch(
     ranges: Mapping[str, ShapeRange] | None = None,
     opset: int | None = None,
     exporter: Exporter | None = None,
+    thaw: Thaw | None = None,
     external_over: int = EXTERNAL_OVER,
     progress: Progress = SILENT,
 ) -> ExportReport:
     """Write `module` (eval mode, on the CPU) to `target`; each letter of `inputs` becomes a dynamic size of that name.
 
     `ranges` bounds the letters other than the batch (the traced size is their opt). Weights of more than
-    `external_over` bytes go to `target.name + ".data"`.
+    `external_over` bytes go to `target.name + ".data"`. A graph that is wrong at other batches than the traced one is
+    given to `thaw`, and checked again.
 
     Raises SpecError (opset, a letter without a range), GraphError (no exporter takes the model), SourceError (the
     model gives NaN), ExportMismatchError (its graph is not the model, at some batch).
@@ -76,8 +81,17 @@ def onnx_from_torch(
             with progress.stage("export", f"with the {candidate} exporter, opset {opset}"):
                 _run(candidate, module, target, inputs, outputs, traced, opset, external_over, ranges or {})
             with progress.stage("check the export", "against PyTorch"):
-                checked = check_export(
-                    module, target, inputs=inputs, outputs=outputs, traced=traced, ranges=ranges or {}
+                checked, thawed = check_and_mend(
+                    lambda: check_export(
+                        module, target, inputs=inputs, outputs=outputs, traced=traced, ranges=ranges or {}
+                    ),
+                    target,
+                    thaw=thaw,
+                    batch=batch_letter(inputs),
+                    traced=TRACED,
+                    sizes=traced,
+                    external_over=external_over,
+                    progress=progress,
                 )
         except (GraphError, GateError) as error:
             failures.append(error)
@@ -93,10 +107,11 @@ def onnx_from_torch(
             bound_from=checked.bound_from,
             checks=checked.measures,
             outputs=settle_outputs(target, checked.outputs, checked.shapes, external_over=external_over),
+            thawed=thawed,
         )
     wrong = [f for f in failures if isinstance(f, ExportMismatchError)]
     if wrong:
-        raise wrong[-1]
+        raise wrong[0]  # the dynamo exporter's graph tells the lines of the model
     raise failures[0]
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from trtship.errors import SpecError
 from trtship.export.graph import adopt_graph
+from trtship.export.mend import Thaw
 from trtship.export.onnx import EXPORTERS, Exporter, ExportReport, check_opset, onnx_from_torch
 from trtship.files import draft_beside, refuse_to_replace
 from trtship.progress import SILENT, Progress
@@ -21,9 +22,13 @@ def graph_from_source(
     ranges: Mapping[str, ShapeRange],
     opset: int | None = None,
     exporter: str | None = None,
+    thaw: Thaw | None = None,
     progress: Progress = SILENT,
 ) -> ExportReport:
-    """Write a loaded source's graph to `target`, checked. Raises as `onnx_from_torch` and `adopt_graph` do."""
+    """Write a loaded source's graph to `target`, checked; `thaw` mends a batch that became a constant.
+
+    Raises as `onnx_from_torch` and `adopt_graph` do.
+    """
     if isinstance(model, LoadedGraph):
         if opset is not None or exporter is not None:
             raise SpecError(
@@ -31,7 +36,7 @@ def graph_from_source(
                 why="it is exported already",
                 do="leave them away",
             )
-        return adopt_graph(model, target, ranges=ranges)
+        return adopt_graph(model, target, ranges=ranges, thaw=thaw, progress=progress)
     return onnx_from_torch(
         model.module,
         target,
@@ -40,6 +45,7 @@ def graph_from_source(
         ranges=ranges,
         opset=opset,
         exporter=parse_exporter(exporter),
+        thaw=thaw,
         progress=progress,
     )
 
@@ -63,10 +69,14 @@ def export_source(
     ranges: Mapping[str, ShapeRange],
     opset: int | None = None,
     exporter: str | None = None,
+    thaw: Thaw | None = None,
     force: bool = False,
     progress: Progress = SILENT,
 ) -> ExportReport:
-    """Load a source and write its checked graph to `target`, whole or not at all. Raises UserError, GateError."""
+    """Load a source and write its checked graph to `target`, whole or not at all; `thaw` as above.
+
+    Raises UserError, GateError.
+    """
     parse_exporter(exporter)
     check_opset(opset)
     refuse_to_replace(target, force=force)
@@ -75,7 +85,13 @@ def export_source(
     model = source.load(options, progress)
     with draft_beside(target) as draft:
         report = graph_from_source(
-            model, draft / target.name, ranges=ranges, opset=opset, exporter=exporter, progress=progress
+            model,
+            draft / target.name,
+            ranges=ranges,
+            opset=opset,
+            exporter=exporter,
+            thaw=thaw,
+            progress=progress,
         )
         for file in sorted(draft.iterdir(), key=lambda p: p.name == target.name):
             file.replace(target.parent / file.name)
