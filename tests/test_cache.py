@@ -187,7 +187,7 @@ def test_a_cache_that_cannot_be_written_is_explained(tmp_path: Path, blocked: st
 
 # ---- deploys ----
 
-STAGES = ["export", "original", "simplify", "precision", "build", "verify"]
+STAGES = ["export", "original", "simplify", "optimize", "precision", "build", "verify"]
 
 
 @pytest.fixture
@@ -233,7 +233,7 @@ def test_a_second_deploy_does_no_work_and_says_so(deploys: Deploys) -> None:
     assert {p: p.stat().st_mtime_ns for p in (deploys.folder / "b").rglob("*")} == before
     elsewhere = deploys("c")
     assert (elsewhere.up_to_date, deploys.ran) == (False, [])
-    assert [stage.cached for stage in elsewhere.stages] == [True] * 6
+    assert [stage.cached for stage in elsewhere.stages] == [True] * len(STAGES)
     one, two = (Bundle.open(deploys.folder / name).manifest for name in "bc")
     assert one.files == two.files
     assert one.verdicts == two.verdicts
@@ -246,6 +246,7 @@ def test_each_option_runs_again_what_depends_on_it_and_nothing_else(deploys: Dep
         ({"precision": "bf16"}, ["precision", "build", "verify"], "precision", "precision: fp16 -> bf16"),
         ({"io_dtype": "float16"}, ["precision", "build", "verify"], "precision", "io_dtype: float32 -> float16"),
         ({"targets": ["8.9"]}, ["build", "verify"], "build", 'targets: [] -> ["8.9"]'),
+        ({"passes": "patch-embedding"}, ["optimize", "verify"], "optimize", ' -> ["patch-embedding"]'),
         ({"max_drop": 1.0}, ["verify"], "verify", "max_drop: 0.5 -> 1.0"),
     ]:
         deploys.result = deploys(**options)
@@ -317,7 +318,7 @@ def test_a_library_of_another_version_runs_what_it_takes_part_in(
     honest = deploy_options.versions()
     monkeypatch.setattr(deploy_options, "versions", lambda: {**honest, "onnxsim": "99.0"})
     deploys()
-    assert deploys.ran == ["export", "original", "simplify", "precision", "verify"]
+    assert deploys.ran == ["export", "original", "simplify", "optimize", "precision", "verify"]
     assert deploys.changed("simplify") == f"versions.onnxsim: {honest['onnxsim']} -> 99.0"
     assert deploys.result.changed == (f"versions.onnxsim: {honest['onnxsim']} -> 99.0",)
 

@@ -91,9 +91,9 @@ def test_deploy_tells_its_result_as_json_and_its_progress_on_stderr(work: Workpl
     done = work.run("deploy", "model.py:small", *QUICK, "-o", "again.trtship", "--json")
     assert done.code == 0, done.err
     assert set(done.json) == {"bundle", "up_to_date", "changed", "stages", "verdicts", "seconds"}
-    assert {frozenset(s) for s in done.json["stages"]} == {frozenset({"name", "cached", "seconds", "changed"})}
+    assert {frozenset(s) for s in done.json["stages"]} == {frozenset({"name", "cached", "seconds", "changed", "did"})}
     assert [s["name"] for s in done.json["stages"]] == [
-        "export", "original", "simplify", "precision", "build", "verify"
+        "export", "original", "simplify", "optimize", "precision", "build", "verify"
     ]  # fmt: skip
     assert set(done.json["verdicts"][0]) == {
         "subject", "gate", "state", "reason", "runtime", "bound", "worst", "measures", "evaluation"
@@ -114,7 +114,7 @@ def test_inspect_tells_its_result_as_json(work: Workplace, deployed: Path) -> No
     done = work.run("inspect", deployed, "--json")
     assert done.code == 0, done.err
     assert set(done.json) == {"manifest", "evidence"}
-    assert set(done.json["evidence"]) == {"export", "simplify", "precision", "build"}
+    assert set(done.json["evidence"]) == {"export", "simplify", "optimize", "precision", "build"}
     assert done.json["manifest"] == json.loads((deployed / "manifest.json").read_bytes())
     assert set(done.json["manifest"]) == {
         "schema", "seal", "name", "created", "versions", "machine", "source", "precision", "inputs", "outputs",

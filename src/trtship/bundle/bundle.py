@@ -94,7 +94,7 @@ class Bundle(msgspec.Struct, frozen=True):
         return None if name is None else tuple(self.read(name).decode().removesuffix("\n").split("\n"))
 
     def evidence(self, stage: str) -> dict[str, Any]:
-        """The report of a stage: `export`, `simplify`, `precision`, `build`; empty where there is none."""
+        """The report of a stage: `export`, `simplify`, `optimize`, `precision`, `build`; empty where there is none."""
         name = f"evidence/{stage}.json"
         if name not in self.manifest.files:
             return {}

@@ -45,10 +45,11 @@ class Machine(Record, frozen=True):
 class Manifest(Record, frozen=True):
     """All of `manifest.json`.
 
-    `graph` is the fp32 ONNX graph, `precision_graph` the strongly typed one that the plan was built from (the same
-    file for fp32 and tf32), `plan` the serialized engine, `labels` a text file with one a line; paths are relative
-    to the bundle. `files` maps every file but the manifest to its SHA-256. `recipe` is everything that the bundle
-    was made from, `bounds` the derived gate on relative L2 for each subject, `max_drop` the gate on top-1, in points.
+    `graph` is the fp32 ONNX graph after all rewrites, `precision_graph` the strongly typed one that the plan was built
+    from (the same file for fp32 and tf32), `plan` the serialized engine, `labels` a text file with one a line; paths
+    are relative to the bundle. `files` maps every file but the manifest to its SHA-256. `recipe` is everything that the
+    bundle was made from, `bounds` the derived gate on relative L2 for each subject, `max_drop` the gate on top-1, in
+    points.
     """
 
     schema: int

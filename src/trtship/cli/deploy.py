@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from trtship.cli.options import add_build, add_export, add_output, add_source
+from trtship.cli.options import add_build, add_export, add_output, add_passes, add_source
 
 if TYPE_CHECKING:
     from trtship.cli.console import Console
@@ -20,6 +20,7 @@ EXAMPLE = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_source(parser)
     add_export(parser)
+    add_passes(parser)
     add_build(parser)
     parser.add_argument("--eval", metavar="DIR", help="labelled pictures, one folder a class: measure top-1 on them")
     parser.add_argument("--labels", metavar="FILE", help="the classes' names, one a line")
@@ -44,6 +45,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
             io_dtype=arguments.io_dtype,
             opset=arguments.opset,
             exporter=arguments.exporter,
+            passes=arguments.passes,
             family=arguments.family,
             targets=arguments.target,
             eval_dir=arguments.eval,
@@ -61,12 +63,15 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
 
     if arguments.why:
         rows = [
-            (s.name, "remembered" if s.cached else "ran", f"{s.seconds:.1f}", "; ".join(s.changed) or "nothing")
+            (s.name, "remembered" if s.cached else "ran", f"{s.seconds:.1f}", s.did, "; ".join(s.changed) or "nothing")
             for s in result.stages
         ]
-        console.print(table(("stage", "", "seconds", "changed since its last run"), rows))
+        console.print(table(("stage", "", "seconds", "did", "changed since its last run"), rows))
         if result.changed:
             console.print("changed since the bundle that stood there: " + "; ".join(result.changed))
+    for stage in result.stages:
+        if stage.did and not arguments.why:
+            console.print(f"{stage.name}: {stage.did}")
     console.print(verdict_table(result.verdicts))
     if result.up_to_date:
         console.print(f"up to date, nothing was done: {result.bundle}")

@@ -28,7 +28,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     bundle = Bundle.open(arguments.bundle, progress=console.progress)
     if arguments.kernels:
         return _kernels(bundle, console)
-    stages = ("export", "simplify", "precision", "build")
+    stages = ("export", "simplify", "optimize", "precision", "build")
     console.result({"manifest": bundle.manifest, "evidence": {stage: bundle.evidence(stage) for stage in stages}})
     if not console.json:
         _show(bundle, console)
@@ -52,8 +52,10 @@ def _show(bundle: Bundle, console: Console) -> None:
 
     m = bundle.manifest
     export, simplify, precision, build = (bundle.evidence(s) for s in ("export", "simplify", "precision", "build"))
+    optimize = bundle.evidence("optimize")
     gpus = ", ".join(g.name for g in m.machine.gpus) or "no GPU"
     targets = ", ".join(build.get("targets", ())) or "all that the family supports"
+    thawed = export["export"].get("thawed", ())
     classes = bundle.labels
     rows = [
         ("name", m.name),
@@ -67,11 +69,18 @@ def _show(bundle: Bundle, console: Console) -> None:
         ("preprocessing", to_json(m.preprocess, indent=-1).decode().strip() if m.preprocess else "none"),
         ("export", f"{export['export']['exporter']}, opset {export['export']['opset']}"),
         *([("", f"fell back: {export['export']['fell_back']}")] if export["export"]["fell_back"] else []),
+        *([("", f"frozen batch made dynamic in {', '.join(thawed)}")] if thawed else []),
         (
             "simplify",
             f"kept the {simplify['kept']} graph, {simplify['nodes_before']} -> {simplify['nodes_after']} nodes",
         ),
         *([("", simplify["why"])] if simplify["why"] else []),
+        ("optimize", optimize.get("summary", "no pass was run")),
+        *[
+            ("", f"{one['name']} was rolled back: {one['why']}")
+            for one in optimize.get("passes", ())
+            if one["rolled_back"]
+        ],
         ("precision", f"{m.precision.value}; nodes kept in fp32: {sum(precision['kept'].values())}"),
         (
             "plan",

@@ -25,6 +25,7 @@ from trtship.errors import BundleError, GateError, OutputError
 from trtship.family import choose_family
 from trtship.files import whole_folder
 from trtship.gpu import list_gpus
+from trtship.passes.registry import ALL
 from trtship.progress import SILENT, Progress
 from trtship.sources import LoadedModel, SourceOptions, resolve
 from trtship.spec import Record, ShapeRange, TensorSpec, as_plain, batch_letter
@@ -59,6 +60,7 @@ def deploy(
     io_dtype: str = "float32",
     opset: int | None = None,
     exporter: str | None = None,
+    passes: str = ALL,
     family: str | None = None,
     targets: Sequence[str] = (),
     eval_dir: str | Path | None = None,
@@ -70,7 +72,8 @@ def deploy(
     """Make a verified bundle at `output` from `source`; the options are those of `trtship deploy --help`.
 
     `batch` is `"MIN:OPT:MAX"` or one size; `sizes` are `"L=MIN:OPT:MAX"` for other dynamic sizes; `inputs` are
-    `"NAME=Bx3x80x80[:int64]"`. A bundle that stands at `output` and was made from the same recipe is left as it is;
+    `"NAME=Bx3x80x80[:int64]"`; `passes` are `"all"`, `"none"` or names with commas between them, of the rewrites that
+    make the graph faster. A bundle that stands at `output` and was made from the same recipe is left as it is;
     any other needs `force`.
 
     Raises UserError (and subclasses) for what cannot be done as asked, GateError when the result is not the model,
@@ -92,6 +95,7 @@ def deploy(
         io_dtype=io_dtype,
         opset=opset,
         exporter=exporter,
+        passes=passes,
         family=family,
         targets=targets,
         eval_dir=eval_dir,
@@ -198,9 +202,10 @@ def _make(stages: Stages, output: Path, progress: Progress) -> tuple[Verdict, ..
     graph, model = stages.export()
     ranges = stages.ranges(model.inputs)
     labels = stages.labels(model)
-    original = stages.original(model, ranges)
+    original = stages.original(graph, model, ranges)
     simple = stages.simplify(graph, model)
-    typed, bounds = stages.precision(simple)
+    fast = stages.optimize(simple, model)
+    typed, bounds = stages.precision(fast)
     plan_inputs, plan_outputs = (
         tuple(msgspec.structs.replace(s, dtype=options.io_dtype) if s.dtype == "float32" else s for s in specs)
         for specs in (model.inputs, model.export.outputs)
@@ -208,7 +213,9 @@ def _make(stages: Stages, output: Path, progress: Progress) -> tuple[Verdict, ..
     plan = stages.build(typed, plan_inputs, ranges)
     check_place(output)  # again: minutes have passed
     with whole_folder(output, replace=output.exists()) as draft:
-        names = _lay_out(draft, options, graph=graph, simple=simple, typed=typed, plan=plan, original=original)
+        names = _lay_out(
+            draft, options, graph=graph, simple=simple, fast=fast, typed=typed, plan=plan, original=original
+        )
         if labels is not None:
             lines = (" ".join(label.splitlines()) for label in labels)
             (draft / "labels.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -264,6 +271,7 @@ def _lay_out(
     *,
     graph: Entry,
     simple: Entry,
+    fast: Entry,
     typed: Entry,
     plan: Entry,
     original: Entry,
@@ -271,7 +279,7 @@ def _lay_out(
     """Copy what the stages made to its place in the bundle."""
     same = options.precision.graph_dtype == "float32"
     names = _Names(GRAPH, GRAPH if same else f"{options.precision.value}/{GRAPH}")
-    for entry, target in ((simple, draft), (typed, draft / options.precision.value)):
+    for entry, target in ((fast, draft), (typed, draft / options.precision.value)):
         if entry is typed and same:
             continue
         target.mkdir(exist_ok=True)
@@ -282,7 +290,10 @@ def _lay_out(
     shutil.copytree(original.folder / "reference", draft / "reference")
     evidence = draft / "evidence"
     evidence.mkdir()
-    for name, entry in (("export", graph), ("simplify", simple), ("precision", typed), ("build", plan)):
+    reports = {"export": graph, "simplify": simple, "optimize": fast, "precision": typed, "build": plan}
+    if fast is simple:
+        del reports["optimize"]
+    for name, entry in reports.items():
         shutil.copyfile(entry.folder / REPORT, evidence / f"{name}.json")
     for file in ("build.log", LAYERS_FILE):
         shutil.copyfile(plan.folder / file, evidence / file)

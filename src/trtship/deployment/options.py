@@ -16,6 +16,7 @@ from trtship.export.onnx import check_opset
 from trtship.export.source import parse_exporter
 from trtship.files import sha256_of
 from trtship.gpu import list_gpus
+from trtship.passes.registry import ALL, parse_passes
 from trtship.pictures import list_image_folder
 from trtship.sources import SourceOptions
 from trtship.spec import Precision, Record, ShapeRange, parse_sizes
@@ -27,7 +28,8 @@ class DeployOptions(Record, frozen=True):
     """What `deploy` was asked to do.
 
     `batch` is None for the default (1:8:32, or the model's own where that is fixed); `sizes` are the ranges of the
-    other letters; `io_dtype` is the type of the plan's floating inputs and outputs; `max_drop` is in points of top-1.
+    other letters; `io_dtype` is the type of the plan's floating inputs and outputs; `passes` are the names of the
+    rewrites that make the graph faster, in the order in which they run; `max_drop` is in points of top-1.
     """
 
     source: SourceOptions
@@ -37,6 +39,7 @@ class DeployOptions(Record, frozen=True):
     io_dtype: str = "float32"
     opset: int | None = None
     exporter: str | None = None
+    passes: tuple[str, ...] = msgspec.field(default_factory=lambda: parse_passes(ALL))
     family: str | None = None
     targets: tuple[str, ...] = ()
     eval_dir: str | None = None
@@ -50,6 +53,7 @@ class DeployOptions(Record, frozen=True):
         precision: str,
         batch: str | None,
         sizes: Sequence[str],
+        passes: str,
         targets: Sequence[str],
         eval_dir: str | Path | None,
         labels: str | Path | None,
@@ -61,6 +65,7 @@ class DeployOptions(Record, frozen=True):
             precision=Precision.parse(precision),
             batch=None if batch is None else ShapeRange.parse(batch),
             sizes=parse_sizes(sizes),
+            passes=parse_passes(passes),
             targets=tuple(dict.fromkeys(targets)),
             eval_dir=None if eval_dir is None else str(eval_dir),
             labels=None if labels is None else str(labels),
@@ -107,6 +112,7 @@ def recipe_of(options: DeployOptions, *, model: dict[str, str], family: str) -> 
     return {
         "model": model,
         "export": {"opset": options.opset, "exporter": options.exporter},
+        "passes": list(options.passes),
         "precision": options.precision.value,
         "io_dtype": options.io_dtype,
         "batch": None if options.batch is None else str(options.batch),

@@ -20,6 +20,9 @@ from trtship.family import Family
 from trtship.files import sha256_of
 from trtship.graphs import load_graph, rounding_bound
 from trtship.passes import simplify, to_precision
+from trtship.passes.optimization import OptimizeReport, optimize
+from trtship.passes.registry import find_passes
+from trtship.passes.thaw_unknown import thaw
 from trtship.preprocess import Preprocess, preprocess_images
 from trtship.progress import Progress
 from trtship.session.base import Session
@@ -47,12 +50,14 @@ GRAPH, PLAN, REPORT = "model.onnx", "model.plan", "report.json"
 
 
 class StageResult(Record, frozen=True):
-    """How a stage went: whether it was remembered, its seconds, and what differs from its last run."""
+    """How a stage went: whether it was remembered, its seconds, what differs from its last run, and what it did to the
+    graph where that is not always the same."""
 
     name: str
     cached: bool
     seconds: float
     changed: tuple[str, ...]
+    did: str = ""
 
 
 class ModelReport(Record, frozen=True):
@@ -88,12 +93,24 @@ class Stages:
         """The source, loaded."""
         return self.source.load(self.options.source, self.progress)
 
-    def run(self, name: str, inputs: Mapping[str, Any], make: Callable[[Path], None]) -> Entry:
+    def run(
+        self,
+        name: str,
+        inputs: Mapping[str, Any],
+        make: Callable[[Path], None],
+        did: Callable[[Entry], str] = lambda entry: "",
+    ) -> Entry:
         """One stage, from the cache where its inputs are known."""
         begun = time.monotonic()
         entry = self._cache.stage(name, inputs, make, subject=self._subject)
         self.results.append(
-            StageResult(name=name, cached=entry.hit, seconds=round(time.monotonic() - begun, 2), changed=entry.changed)
+            StageResult(
+                name=name,
+                cached=entry.hit,
+                seconds=round(time.monotonic() - begun, 2),
+                changed=entry.changed,
+                did=did(entry),
+            )
         )
         return entry
 
@@ -109,6 +126,7 @@ class Stages:
                 ranges=self.options.sizes,
                 opset=self.options.opset,
                 exporter=self.options.exporter,
+                thaw=thaw,
                 progress=self.progress,
             )
             torch_model = model if isinstance(model, LoadedModel) else None
@@ -121,14 +139,24 @@ class Stages:
             )
             (folder / REPORT).write_bytes(to_json(found))
 
-        entry = self.run("export", self._part("model", "export", "sizes", "versions"), make)
-        return entry, from_json(entry.read(REPORT), ModelReport, what="the export stage's report")
+        def read(entry: Entry) -> ModelReport:
+            return from_json(entry.read(REPORT), ModelReport, what="the export stage's report")
 
-    def original(self, model: ModelReport, ranges: Mapping[str, ShapeRange]) -> Entry:
+        def did(entry: Entry) -> str:
+            thawed = read(entry).export.thawed
+            return f"a frozen batch made dynamic, in {len(thawed)} places" if thawed else ""
+
+        entry = self.run("export", self._part("model", "export", "sizes", "versions"), make, did)
+        return entry, read(entry)
+
+    def original(self, graph: Entry, model: ModelReport, ranges: Mapping[str, ShapeRange]) -> Entry:
         """What the original says: the reference rows, and its classes for the evaluation pictures."""
 
         def make(folder: Path) -> None:
-            with self._original_session(model) as session, self.progress.stage("run the original", session.runtime):
+            with (
+                self._original_session(graph, model) as session,
+                self.progress.stage("run the original", session.runtime),
+            ):
                 pictures = self._first_pictures(model)
                 letter = batch_letter(model.inputs)
                 sizes = {name: r.opt for name, r in ranges.items() if name != letter}
@@ -137,12 +165,15 @@ class Stages:
                     (folder / "originals.json").write_bytes(to_json(self._originals(session, model, ranges)))
 
         labels = ["labels"] if self.options.eval_dir is not None else []  # they tell which class a folder is
-        return self.run("original", self._part("model", "sizes", "eval", "versions", *labels), make)
+        repaired = {"graph": _graph_digests(graph)} if model.export.thawed else {}
+        key = {**self._part("model", "sizes", "eval", "versions", *labels), **repaired}
+        return self.run("original", key, make)
 
-    def _original_session(self, model: ModelReport) -> Session:
+    def _original_session(self, graph: Entry, model: ModelReport) -> Session:
+        """The model itself. A graph with a frozen batch is wrong at the reference's: the repaired one then."""
         loaded = self.model
         if isinstance(loaded, LoadedGraph):
-            session = OnnxRuntimeSession(loaded.path)
+            session = OnnxRuntimeSession(graph.folder / GRAPH if model.export.thawed else loaded.path)
             session.inputs, session.outputs = model.inputs, model.export.outputs  # in the file, sizes have other names
             return session
         return TorchSession(loaded.module, inputs=model.inputs, outputs=model.export.outputs)
@@ -200,6 +231,30 @@ class Stages:
             (folder / REPORT).write_bytes(to_json(report))
 
         return self.run("simplify", {"graph": _graph_digests(graph), **self._part("sizes", "versions")}, make)
+
+    def optimize(self, graph: Entry, model: ModelReport) -> Entry:
+        """fp32 graph -> one that TensorRT runs faster, proved the same; `graph` itself where no pass is to run."""
+        names = self.options.passes
+        if not names:
+            return graph
+        sizes = sizes_around(model.export.traced, self.options.sizes, batch=batch_letter(model.inputs))
+
+        def make(folder: Path) -> None:
+            report = optimize(
+                graph.folder / GRAPH,
+                folder / GRAPH,
+                passes=find_passes(names),
+                thaws=False,  # the export was checked at other batches
+                sizes=sizes,
+                progress=self.progress,
+            )
+            (folder / REPORT).write_bytes(to_json(report))
+
+        def did(entry: Entry) -> str:
+            return from_json(entry.read(REPORT), OptimizeReport, what="the optimize stage's report").summary
+
+        inputs = {"graph": _graph_digests(graph), **self._part("passes", "sizes", "versions")}
+        return self.run("optimize", inputs, make, did)
 
     def precision(self, graph: Entry) -> tuple[Entry, dict[str, Bound]]:
         """fp32 graph -> strongly typed graph of the wanted precision, and the bounds that rounding gives both."""
