@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     import onnx_ir
 
 TURNED = (1, 0, 2)
-BETWEEN = frozenset({"Mul", "Div", "Reshape", "Transpose", "LpNormalization", "Cast", "Identity"})
-"""What may stand between a linear layer and the product of q and k, their data in the first input."""
 
 
 @dataclass(frozen=True)
@@ -179,20 +177,14 @@ def _product(softmax: onnx_ir.Node) -> onnx_ir.Node | None:
 
 
 def _layer(value: onnx_ir.Value | None, sizes: tuple[int, int, int], turned: bool, batches: Batches) -> Layer:
-    """The layer behind what the attention reads, past whatever stands in between (a normalisation, say)."""
     import numpy as np
 
     assert value is not None
     groups, tokens, depth = sizes
-    known, start = batches.known[0], value
-    while (linear := linear_behind(value, known)) is None:
-        node = value.producer()
-        if node is None or node.op_type not in BETWEEN or node.inputs[0] is None:
-            raise Miss(start.producer() or value.consumers()[0], "it is not made by a linear layer")
-        turns = tuple(node.attributes.get_ints("perm", ()))[-2:] == (3, 2)
-        value, turned = node.inputs[0], turned ^ turns
-    node = value.producer()
-    assert node is not None
+    known, node = batches.known[0], value.producer()
+    linear = linear_behind(value, known)
+    if linear is None or node is None:  # SwinV2's q and k, say: the kernels that normalise them copy them anyway
+        raise Miss(node or value.consumers()[0], "it is not made by a linear layer")
     source = linear.product.inputs[0]
     weight, shape = known.data(linear.product.inputs[1]), batches.per_image(value)
     made = known.shape(linear.product.outputs[0])

@@ -7,6 +7,9 @@ at its end, where the going back and the next block's going there are one moveme
     x -> norm -> roll, cut -> attention -> join, roll back -> + x -> norm -> mlp -> +
     x -> roll, cut -> (norm -> attention -> + -> norm -> mlp -> +) -> join, roll back
 
+The places of the tokens in a window come first then, [S, B * nW, C]: see `tokens_first`. SwinV2 normalises behind its
+attention, and is left alone: nothing was gained there.
+
 Ahead of a LayerNorm a movement is part of the kernel that sums up and normalises. Behind one it is not: TensorRT writes
 the centred map out in fp32, and moves and scales it in a second kernel.
 
@@ -35,8 +38,8 @@ Use = tuple["onnx_ir.Node", int]
 @dataclass(frozen=True)
 class Found:
     """`there` cuts into windows and `back` joins them. `enters` are the uses of the residual fork on the way to the
-    windows, `skips` the one on the way to the residual sum; the way is `is_direct` where no LayerNorm is on it. `end`
-    is the last map in window order. The shapes are targets of reshapes: the fork's, `there`'s source's and target's,
+    windows, `skips` the one on the way to the residual sum; `end` is the last map in
+    window order. The shapes are targets of reshapes: the fork's, `there`'s source's and target's,
     `back`'s target's and source's, the end's."""
 
     there: Movement
@@ -44,7 +47,6 @@ class Found:
     enters: tuple[Use, ...]
     skips: Use
     end: onnx_ir.Value
-    is_direct: bool
     fork_shape: tuple[int, ...]
     source_shape: tuple[int, ...]
     windows_shape: tuple[int, ...]
@@ -79,6 +81,8 @@ class WindowOrder(Rewrite[Found]):
         try:
             fork, enters = _fork(there, tokenwise)
             skips, add, back = _residual(fork, enters, there, tokenwise)
+            if fork is there.source:
+                raise Miss(there.nodes[0], "no norm stands between the residual fork and the windows")
         except Miss:
             if there.is_still:  # a reshape ahead of a linear layer, and no window
                 return None
@@ -99,7 +103,6 @@ class WindowOrder(Rewrite[Found]):
             enters=enters,
             skips=skips,
             end=end,
-            is_direct=fork is there.source,
             fork_shape=shape(fork),
             source_shape=shape(there.source),
             windows_shape=shape(there.target),
@@ -115,15 +118,13 @@ class WindowOrder(Rewrite[Found]):
         assert fork is not None
         first = _first((first, found.skips[0]))
         value = editor.reshape(fork, found.source_shape, before=first)
-        source = fork if found.is_direct else there.source
-        windows = editor.moved(there.nodes, source, value, before=first)
+        windows = editor.moved(there.nodes, there.source, value, before=first)
         windows = editor.node("Transpose", [windows], before=first, perm=TURNED)
         ordered = editor.reshape(windows, found.fork_shape, before=first)
         for node, index in (*found.enters, found.skips):
             node.replace_input_with(index, ordered)
-        ready = ordered if found.is_direct else there.source
         end = there.nodes[-1]
-        turned = editor.reshape(ready, _turned(found.windows_shape), before=end)
+        turned = editor.reshape(there.source, _turned(found.windows_shape), before=end)
         editor.replace(there.target, editor.node("Transpose", [turned], before=end, perm=TURNED))
         end = back.nodes[-1]
         turned = editor.node("Transpose", [back.source], before=end, perm=TURNED)
