@@ -52,11 +52,11 @@ def test_every_block_of_every_implementation(name: str, swin: Callable[..., Path
     assert (first.matches, first.rewritten) == (4, 4), first.near_misses
 
 
-def test_a_padded_map_is_a_near_miss_and_its_attention_is_not(swin: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_padded_map_is_a_near_miss(swin: Callable[..., Path], tmp_path: Path) -> None:
     order, first, _ = both(swin("torchvision padded", simple=True), tmp_path)
     assert order.rewritten == 0
     assert {miss.reason for miss in order.near_misses} == {"there is no residual around these windows"}
-    assert first.rewritten == 4
+    assert first.rewritten == 0
 
 
 @pytest.mark.parametrize("name", V1)
@@ -104,11 +104,10 @@ def test_a_static_batch_stays_static(tmp_path: Path) -> None:
     assert Batches(load_graph(path)).letter is None
 
 
-def test_a_second_run_of_the_attention_pass_changes_no_result(swin: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_second_run_finds_nothing(swin: Callable[..., Path], tmp_path: Path) -> None:
     _, _, path = both(swin("timm", simple=True), tmp_path)
-    FIRST.apply(path, tmp_path / "again.onnx")
-    verdict = Reference(path).verdict(tmp_path / "again.onnx")
-    assert verdict.same, verdict.why
+    for one in (ORDER, FIRST):
+        assert one.apply(path, tmp_path / "again.onnx").rewritten == 0
 
 
 def test_a_model_without_windows_is_left_alone(tmp_path: Path) -> None:
@@ -117,8 +116,9 @@ def test_a_model_without_windows_is_left_alone(tmp_path: Path) -> None:
     torch_model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2, num_classes=5)
     source = export(seeded(torch_model), 32, tmp_path / "a.onnx")
     simplify(source, tmp_path / "s.onnx", sizes=[{"B": 2}])
-    report = ORDER.apply(tmp_path / "s.onnx", tmp_path / "b.onnx")
-    assert (report.matches, report.rewritten) == (0, 0)
+    for one in (ORDER, FIRST):
+        report = one.apply(tmp_path / "s.onnx", tmp_path / "b.onnx")
+        assert (report.matches, report.rewritten) == (0, 0)
 
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -68,12 +68,14 @@ class Found:
 
 
 class TokensFirst(Rewrite[Found]):
-    """See the module."""
+    """See the module. For attentions whose maps `window order` has turned around already."""
 
     name: ClassVar[str] = "tokens first"
     order: ClassVar[int | None] = 40
 
     def pattern(self, graph: onnx_ir.Graph) -> Iterable[onnx_ir.Node]:
+        if not any(_is_turned(value) for node in graph for value in node.outputs):
+            return
         for node in graph:
             context = only_user(node.outputs[0]) if node.op_type == "Softmax" else None
             is_product = context is not None and context.op_type == "MatMul" and context.inputs[0] is node.outputs[0]
@@ -92,6 +94,8 @@ class TokensFirst(Rewrite[Found]):
             _layer(value, (groups, tokens, depth), turned, batches)
             for value, turned in ((product.inputs[0], False), (product.inputs[1], True), (context.inputs[1], False))
         )
+        if not all(_is_turned(layer.source) for layer in layers):
+            return None  # not in window order: turning the map around would cost what it gains
         layers, norm = _without_biases(layers, batches)
         heads = layers[0].weight.shape[1] // depth
         windows = groups // heads
@@ -128,7 +132,7 @@ class TokensFirst(Rewrite[Found]):
             value = editor.node("Add", [value, *other], before=end)
         old = end.outputs[0]
         for user in list(old.consumers()):
-            if user.op_type == "Transpose" and tuple(user.attributes.get_ints("perm", ())) == TURNED:
+            if _is_turned(user.outputs[0]):
                 editor.replace(user.outputs[0], value)
         editor.replace(old, editor.node("Transpose", [value], before=end, perm=TURNED))
 
@@ -158,6 +162,11 @@ def _normalised(norm: Norm, editor: Editor, *, before: onnx_ir.Node) -> onnx_ir.
     attributes = {name: one.value for name, one in old.attributes.items()}
     value = editor.node("LayerNormalization", inputs, before=norm.way[0] if norm.way else before, **attributes)
     return editor.moved(norm.way, old.outputs[0], value, before=before) if norm.way else value
+
+
+def _is_turned(value: onnx_ir.Value) -> bool:
+    node = value.producer()
+    return node is not None and node.op_type == "Transpose" and tuple(node.attributes.get_ints("perm", ())) == TURNED
 
 
 def _maker(value: onnx_ir.Value) -> onnx_ir.Node:
