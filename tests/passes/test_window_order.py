@@ -89,7 +89,6 @@ def test_q_k_and_v_have_no_biases_behind_a_norm(name: str, swin: Callable[..., P
 def test_swin_v2_is_a_near_miss(name: str, swin: Callable[..., Path], tmp_path: Path) -> None:
     order, first, _ = both(swin(name, simple=True), tmp_path)
     assert (order.rewritten, first.rewritten) == (0, 0)
-    assert {miss.reason for miss in first.near_misses} == {"it is not made by a linear layer"}
     assert {miss.reason for miss in order.near_misses} <= {
         "no norm stands between the residual fork and the windows",
         "there is no residual around these windows",
