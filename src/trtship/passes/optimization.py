@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trtship.errors import Cancelled, MachineError, OutputError
 from trtship.files import draft_beside, writing
@@ -20,6 +20,9 @@ from trtship.passes.thaw import TRACED, ThawReport
 from trtship.passes.thaw_unknown import thaw
 from trtship.progress import SILENT, Progress
 from trtship.spec import Record
+
+if TYPE_CHECKING:
+    import onnx_ir
 
 NOT_THE_PASS = (OutputError, MachineError, Cancelled)
 """What may go wrong while a pass runs, and says nothing about it."""
@@ -77,9 +80,9 @@ def optimize(
     that cannot be repaired; OutputError when `target` cannot be written.
     """
     chosen = all_passes() if passes is None else passes
-    nodes = len(load_graph(source).graph)
     with draft_beside(target) as folder:
         work = _Work(source, folder, target.name, sizes, external_over)
+        nodes = work.nodes
         reports = [work.thaw(traced, progress)] if thaws else []
         with progress.stage("optimize", f"{nodes} nodes"):
             for index, one in enumerate(chosen):
@@ -102,6 +105,9 @@ def _summary(reports: Sequence[PassReport]) -> str:
 class _Work:
     """The graph as it is now, at `current`, in a folder of drafts; `source` itself until something was kept."""
 
+    _model: onnx_ir.Model | None = None
+    """The graph at `current`, where it is at hand and no pass has edited it since."""
+
     def __init__(
         self, source: Path, folder: Path, name: str, sizes: Sequence[Mapping[str, int]] | None, external_over: int
     ) -> None:
@@ -113,25 +119,32 @@ class _Work:
         """Of the graph as it is when something is to be proved for the first time."""
         return Reference(self.current, sizes=self._sizes)
 
+    @property
+    def nodes(self) -> int:
+        if self._model is None:
+            self._model = load_graph(self.current)
+        return len(self._model.graph)
+
     def thaw(self, traced: int | None, progress: Progress) -> PassReport:
-        draft, nodes = self._draft("thawed"), len(load_graph(self.source).graph)
+        draft, nodes = self._draft("thawed"), self.nodes
         report = thaw(self.source, draft, traced=traced, external_over=self._over, progress=progress)
         if report.repaired:
-            self._keep(draft)
-        return _thaw_report(report, nodes, len(load_graph(self.current).graph))
+            self._keep(draft, None)
+        return _thaw_report(report, nodes, self.nodes)
 
     def run(self, one: Rewrite[Any]) -> PassReport:
         """Run a pass on the graph as it is, and keep its result if it proves to be the same."""
         draft = self._draft(one.name)
-        model = load_graph(self.current)
-        nodes = len(model.graph)
+        nodes, model = self.nodes, self._model
+        assert model is not None
+        self._model = None  # from here on it may be half rewritten
         done = RewriteReport(matches=0, rewritten=0, near_misses=(), nodes_before=nodes, nodes_after=nodes)
         try:
             result = one(model)
             done = result.report
             if not done.rewritten:
                 return _report(one, done, why="near misses only" if done.matches else "nothing matched")
-            save_graph(result.model, draft, external_over=self._over)
+            files = save_graph(result.model, draft, external_over=self._over)
         except NOT_THE_PASS:
             raise
         except Exception as fault:  # whatever goes wrong inside a pass, the graph that came in is still good
@@ -144,7 +157,7 @@ class _Work:
         except Exception as fault:
             return _report(one, done, rolled_back=True, why=_fault(fault))
         if verdict.same:
-            self._keep(draft)
+            self._keep(draft, result.model if len(files) == 1 else None)  # weights beside a draft go with it
         return _report(
             one,
             done,
@@ -168,10 +181,10 @@ class _Work:
         """A name of its own folder, and the target's name: a graph refers to its external data by name."""
         return self._folder / name / self._name
 
-    def _keep(self, draft: Path) -> None:
+    def _keep(self, draft: Path, model: onnx_ir.Model | None) -> None:
         if self.current != self.source:
             shutil.rmtree(self.current.parent)
-        self.current = draft
+        self.current, self._model = draft, model
 
 
 def _fault(fault: Exception) -> str:
