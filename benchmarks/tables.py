@@ -9,9 +9,14 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+if TYPE_CHECKING:
+    from trtship.bench import BenchReport, Row
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -75,7 +80,97 @@ def deploy_table() -> str:
     return f"{rows([document['what'], 'seconds', 'peak MiB'], body)}\n\n{where(document)}."
 
 
+def bench_table() -> str:
+    """Ours against every peer, a table for each model, by GPU time."""
+    from trtship.bench import BenchReport
+
+    tables = []
+    for path in sorted(RESULTS.glob("bench_*.json")):
+        document = json.loads(path.read_text())
+        report = msgspec.convert(document["report"], BenchReport)
+        peers = list(dict.fromkeys(family_of(row.name) for row in report.rows if not row.ours))
+        header = [
+            "batch",
+            "trtship, ms",
+            "images/s",
+            "best peer",
+            "its ms",
+            "times as fast",
+            "error",
+            "its error",
+            *peers,
+        ]
+        body = [bench_row(report, batch, peers) for batch in dict.fromkeys(row.batch for row in report.rows)]
+        note = f"`{document['model']}`, {document['precision']}. {where(document)}."
+        tables.append(f"{rows(header, body)}\n\n{note}")
+    about = (
+        "GPU milliseconds a batch, everybody in one run, interleaved, inputs on the GPU. trtship is the median of its "
+        "builds; of each peer it is the fastest variant and build that is right. Errors are relative L2, worst row, "
+        "against PyTorch in float64."
+    )
+    return "\n\n".join([*tables, about])
+
+
+def family_of(name: str) -> str:
+    """Variants of a peer differ after the first comma."""
+    return name.split(",")[0]
+
+
+def bench_row(report: BenchReport, batch: int, peers: list[str]) -> list[str]:
+    here = [row for row in report.rows if row.batch == batch]
+    found = report.ratio(batch)
+    if found is None:
+        return [str(batch), *[""] * 7, *[peer_cell(here, peer) for peer in peers]]
+    errors = [
+        max(
+            (
+                row.exact_error.rel_l2
+                for row in here
+                if row.name == name and row.counts and row.exact_error and row.exact_error.rel_l2
+            ),
+            default=None,
+        )
+        for name in (found.ours, found.peer)
+    ]
+    return [
+        str(batch),
+        f"{found.ours_ms:.3f}",
+        f"{batch / found.ours_ms * 1e3:.0f}",
+        found.peer,
+        f"{found.peer_ms:.3f}",
+        f"{found.ratio:.2f}",
+        *["" if error is None else f"{error:.1e}" for error in errors],
+        *[peer_cell(here, peer) for peer in peers],
+    ]
+
+
+def peer_cell(here: Sequence[Row], peer: str) -> str:
+    own = [row for row in here if not row.ours and family_of(row.name) == peer]
+    times = [row.gpu.median_ms for row in own if row.counts and row.gpu]
+    return f"{min(times):.3f}" if times else "wrong" if any(row.gpu for row in own) else "failed" if own else ""
+
+
+def plain_table() -> str:
+    document = json.loads((RESULTS / "plain_ratio.json").read_text())
+    body = [
+        [
+            r["model"],
+            str(r["batch"]),
+            *["failed" if r[k] is None else f"{r[k]:.3f}" for k in ("ours_ms", "plain_ms", "ratio")],
+            *["" if r[k] is None else f"{r[k]:.1e}" for k in ("ours_error", "plain_error")],
+        ]
+        for r in document["rows"]
+    ]
+    header = ["model", "batch", "trtship, ms", "plain ONNX -> TensorRT, ms", "times as fast", "error", "its error"]
+    about = "fp16, random weights, median of the builds; errors are relative L2 against PyTorch in float64."
+    return f"{rows(header, body)}\n\n{about} {where(document)}."
+
+
 TABLES: dict[str, Callable[[], str]] = {"gpu": gpu_table, "overhead": overhead_table, "deploy": deploy_table}
+if list(RESULTS.glob("bench_*.json")):
+    TABLES["bench"] = bench_table
+if (RESULTS / "plain_ratio.json").exists():
+    TABLES["plain"] = plain_table
 
 
 def fill(text: str) -> str:

@@ -57,17 +57,15 @@ def bench(
         )
     m = bundle.manifest
     with tempfile.TemporaryDirectory(prefix="trtship-bench-") as name, closing(Builders(m.family)) as builders:
-        field = Field(bundle, original, options, builders, Path(name), builds, progress)
-        groups = [field.entrants(batch, peers, paths) for batch in batches]
-        rows, states = race(
-            field.work,
-            [[e for group in groups for e in group]] if together else groups,
-            field.truth,
+        field = Field(bundle, original, options, builders=builders, builds=builds, folder=Path(name), progress=progress)
+        heats = [field.heat(batch, peers, paths) for batch in batches]
+        outcomes = race(
+            [heats] if together else [[heat] for heat in heats],
             folder=Path(name),
             device=device,
             within=within,
             rounds=rounds,
-            meanwhile=field.build_the_peers,
+            meanwhile=field.beside,
             builds_on_gpu=builds_on_gpu(m.family),
             progress=progress,
         )
@@ -75,8 +73,8 @@ def bench(
         model=m.source.source,
         precision=m.precision.value,
         gpu=gpus[0] if gpus else None,
-        states=states,
-        rows=rows,
+        states=tuple(state for outcome in outcomes for state in outcome.states),
+        rows=tuple(row for outcome in outcomes for row in outcome.rows),
     )
 
 

@@ -37,11 +37,12 @@ class Builders:
         self._running: set[subprocess.Popen[bytes]] = set()
         self._closed = False
 
-    def submit(self, graph: PlanGraph, *, count: int, folder: Path) -> list[Future[PlanFile]]:
-        """`count` plans of the same graph. A future's exception is RunnerFailed where its build failed."""
+    def submit(self, graph: PlanGraph, *, count: int, folder: Path, path: Path | None = None) -> list[Future[PlanFile]]:
+        """`count` plans of the same graph, by the TensorRT that is found with `path` ahead on the import path. A
+        future's exception is RunnerFailed where its build failed."""
         folder.mkdir(parents=True)
         numbers = [i + 1 if count > 1 else 0 for i in range(count)]
-        return [self._pool.submit(self._build, graph, folder / f"{number}.plan", number) for number in numbers]
+        return [self._pool.submit(self._build, graph, folder / f"{n}.plan", n, path) for n in numbers]
 
     def close(self) -> None:
         """End what is still being built."""
@@ -51,9 +52,9 @@ class Builders:
             end(process)
         self._pool.shutdown()
 
-    def _build(self, graph: PlanGraph, target: Path, number: int) -> PlanFile:
+    def _build(self, graph: PlanGraph, target: Path, number: int, path: Path | None) -> PlanFile:
         log = target.with_suffix(".txt")
-        process = start("trtship.bench.build", str(target), path=None, log=log)
+        process = start("trtship.bench.build", str(target), path=path, log=log)
         self._running.add(process)
         try:
             if self._closed:
@@ -73,6 +74,7 @@ class Builders:
             outputs=graph.outputs,
             family=graph.family,
             tf32=graph.precision.tf32,
+            dynamic=any(r.min < r.max for r in graph.ranges.values()),
         )
 
 

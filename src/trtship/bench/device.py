@@ -80,14 +80,17 @@ class Cuda(Device):
         import torch
 
         with torch.cuda.stream(self._stream):
-            for _ in range(WARM_UP):
+            until = time.monotonic() + runner.settle
+            warm = 0
+            while warm < WARM_UP or time.monotonic() < until:
                 runner.run()
-            self._stream.synchronize()
+                self._stream.synchronize()
+                warm += 1
             if not runner.captures:
                 return Seat(runner, runner.run, captured=runner.own_graph, note=runner.note)
             try:
                 graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(graph, stream=self._stream):
+                with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
                     output = runner.run()
             except Exception as error:
                 torch.cuda.synchronize()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from concurrent.futures import Future
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import msgspec
@@ -16,7 +16,7 @@ from trtship.bench.peers import Peer
 from trtship.bench.peers.onnx_tensorrt import OnnxTensorRT
 from trtship.bench.plan import PlanFile, PlanGraph, Plans
 from trtship.bench.protocol import Work
-from trtship.bench.race import Truth
+from trtship.bench.race import Heat, Truth
 from trtship.bench.reasons import reason_of
 from trtship.bench.timing import RunnerFailed
 from trtship.bundle.bundle import Bundle
@@ -29,6 +29,42 @@ from trtship.verify import Reference
 OURS = "trtship"
 
 
+def work_of(bundle: Bundle, options: SourceOptions | None, folder: Path) -> Work:
+    """A bundle for the workers; its reference rows go into `folder`."""
+    m = bundle.manifest
+    bundle.reference().save(folder)
+    return Work(
+        source=options,
+        inputs=m.inputs,
+        outputs=m.outputs,
+        precision=m.precision,
+        graph=str(bundle.path(m.precision_graph).absolute()),
+        reference=str(folder),
+        sizes=m.reference_sizes,
+    )
+
+
+def ranges_at(bundle: Bundle, batch: int) -> dict[str, ShapeRange]:
+    """The bundle's ranges, with this one batch: what a user gets from `--batch N`."""
+    letter = batch_letter(bundle.manifest.inputs)
+    one = {letter: ShapeRange(min=batch, opt=batch, max=batch)} if letter else {}
+    return {**bundle.manifest.ranges, **one}
+
+
+def our_graph(bundle: Bundle, batch: int) -> PlanGraph:
+    """The bundle's graph in its precision, to build plans from for one batch."""
+    m = bundle.manifest
+    return PlanGraph(
+        name=f"{OURS}, built for this batch",
+        graph=str(bundle.path(m.precision_graph).absolute()),
+        inputs=m.plan_inputs,
+        outputs=m.plan_outputs,
+        ranges=ranges_at(bundle, batch),
+        precision=m.precision,
+        family=m.family,
+    )
+
+
 class Field:
     """The bundle, spread out in a folder for the workers, and who takes part."""
 
@@ -37,41 +73,33 @@ class Field:
         bundle: Bundle,
         original: LoadedModel,
         options: SourceOptions,
+        *,
         builders: Builders,
-        folder: Path,
         builds: int,
+        folder: Path,
         progress: Progress,
     ) -> None:
         self._bundle, self._original, self._builders, self._builds = bundle, original, builders, builds
         self._folder, self._progress = folder, progress
         self._reference = bundle.reference()
-        m = bundle.manifest
-        self._reference.save(folder / "reference")
-        self.work = Work(
-            source=options,
-            inputs=m.inputs,
-            outputs=m.outputs,
-            precision=m.precision,
-            graph=str(bundle.path(m.precision_graph).absolute()),
-            reference=str(folder / "reference"),
-            sizes=m.reference_sizes,
-        )
+        self._work = work_of(bundle, options, folder / "reference")
         self._own = folder / "bundle.plan"
-        self._own.write_bytes(bundle.read(m.plan))
-        self._asked: list[tuple[OnnxTensorRT, int, list[Future[PlanFile]]]] = []
+        self._own.write_bytes(bundle.read(bundle.manifest.plan))
+        self._promised: list[tuple[int, Path | None, list[Future[PlanFile]]]] = []
 
-    def entrants(self, batch: int, peers: Mapping[str, Peer], paths: Mapping[str, Path]) -> list[Entrant]:
+    def heat(self, batch: int, peers: Mapping[str, Peer], paths: Mapping[str, Path]) -> Heat:
+        """Everybody at one batch. Our plans begin to be built here."""
         ours = self._our_plans(batch)
-        found = [Entrant(name=OURS, peer=Plans.name, batch=batch, ours=True, plans=ours)] if ours else []
+        entrants = [Entrant(name=OURS, peer=Plans.name, batch=batch, ours=True, plans=ours)] if ours else []
         for name, peer in peers.items():
             if isinstance(peer, OnnxTensorRT):
                 promised: list[Future[PlanFile]] = [Future() for _ in range(self._builds)]
-                self._asked.append((peer, batch, promised))
+                self._promised.append((batch, paths.get(name), promised))
                 plans = [(name, promise) for promise in promised]
-                found.append(Entrant(name=name, peer=Plans.name, batch=batch, path=paths.get(name), plans=plans))
+                entrants.append(Entrant(name=name, peer=Plans.name, batch=batch, path=paths.get(name), plans=plans))
                 continue
             for variant in peer.variants:
-                found.append(
+                entrants.append(
                     Entrant(
                         name=", ".join(filter(None, (name, variant))),
                         peer=name,
@@ -81,13 +109,7 @@ class Field:
                         path=paths.get(name),
                     )
                 )
-        return found
-
-    def _ranges(self, batch: int) -> dict[str, ShapeRange]:
-        """The bundle's, with this one batch: what a user gets from `--batch N`."""
-        m = self._bundle.manifest
-        letter = batch_letter(m.inputs)
-        return {**m.ranges, **({letter: ShapeRange(min=batch, opt=batch, max=batch)} if letter else {})}
+        return Heat(work=self._work, batch=batch, entrants=entrants, truth=lambda: self.truth)
 
     def _our_plans(self, batch: int) -> list[tuple[str, Future[PlanFile]]]:
         m = self._bundle.manifest
@@ -105,31 +127,28 @@ class Field:
                     outputs=m.plan_outputs,
                     family=m.family,
                     tf32=m.precision.tf32,
+                    dynamic=any(r.min < r.max for r in m.ranges.values()),
                 )
             )
             found.append((name, own))
-        graph = PlanGraph(
-            name=f"{OURS}, built for this batch",
-            graph=self.work.graph,
-            inputs=m.plan_inputs,
-            outputs=m.plan_outputs,
-            ranges=self._ranges(batch),
-            precision=m.precision,
-            family=m.family,
-        )
+        graph = our_graph(self._bundle, batch)
         built = self._builders.submit(graph, count=self._builds, folder=self._folder / f"ours-{batch}")
         return found + [(graph.name, plan) for plan in built]
 
-    def build_the_peers(self) -> None:
+    def beside(self) -> None:
+        """The work for the CPU that the preparation leaves room for."""
+        self._build_the_peers()
+        _ = self.truth
+
+    def _build_the_peers(self) -> None:
         """Export the graph of the peer that goes through ONNX, once, and have its plans built."""
-        if not self._asked:
+        if not self._promised:
             return
         m = self._bundle.manifest
-        peer = self._asked[0][0]
         target = self._folder / "plain" / "model.onnx"
         target.parent.mkdir()
         try:
-            plain = peer.export(
+            plain = OnnxTensorRT().export(
                 self._original.module,
                 target,
                 inputs=m.inputs,
@@ -139,16 +158,18 @@ class Field:
                 ranges=m.ranges,
             )
         except Exception as error:
-            for _, _, promised in self._asked:
+            for _, _, promised in self._promised:
                 for promise in promised:
                     promise.set_exception(RunnerFailed(f"the export failed: {reason_of(error)}"))
             return
-        for _, batch, promised in self._asked:
-            graph = msgspec.structs.replace(plain, ranges=self._ranges(batch))
-            built = self._builders.submit(graph, count=self._builds, folder=self._folder / f"plain-{batch}")
+        for batch, path, promised in self._promised:
+            graph = msgspec.structs.replace(plain, ranges=ranges_at(self._bundle, batch))
+            target = self._folder / f"plain-{batch}"
+            built = self._builders.submit(graph, count=self._builds, folder=target, path=path)
             for plan, promise in zip(built, promised, strict=True):
                 plan.add_done_callback(partial(_pass_on, promise))
 
+    @cached_property
     def truth(self) -> Truth:
         """What outputs are held against; its float64 part is computed here."""
         m = self._bundle.manifest

@@ -13,6 +13,10 @@ from trtship.family import Family, choose_family
 from trtship.session.tensorrt import TensorRTSession
 from trtship.spec import Precision, Record, ShapeRange, TensorSpec
 
+SETTLE = 10.0
+"""Seconds. At a size that a plan leaves open, TensorRT for RTX runs generic kernels first, and compiles better ones in
+the background meanwhile: a graph captured at once would hold the generic ones for good."""
+
 
 class PlanGraph(Record, frozen=True):
     """A strongly typed graph to build plans from. `ranges` has the letters' ranges; `family` None for what is here."""
@@ -27,7 +31,8 @@ class PlanGraph(Record, frozen=True):
 
 
 class PlanFile(Record, frozen=True):
-    """A plan of this run's own, or one whose hash was checked; `build` counts those of one graph, from 1; 0 for one."""
+    """A plan of this run's own, or one whose hash was checked; `build` counts those of one graph, from 1; 0 for
+    one. `dynamic`: it takes more than one size."""
 
     name: str
     build: int
@@ -36,6 +41,7 @@ class PlanFile(Record, frozen=True):
     outputs: tuple[TensorSpec, ...]
     family: str | None
     tf32: bool
+    dynamic: bool
 
 
 class Plans(Peer):
@@ -70,6 +76,7 @@ def plan_runner(plan: PlanFile, family: Family, feeds: dict[str, Any]) -> Runner
     return Runner(
         name=plan.name,
         build=plan.build,
+        settle=SETTLE if plan.dynamic else 0.0,
         inputs=inputs,
         run=lambda: session.infer(inputs)[first],
         captures=True,

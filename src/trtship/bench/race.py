@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -32,10 +33,26 @@ class Truth(msgspec.Struct, frozen=True):
     bound: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class Heat:
+    """Those who are timed against each other: all at one batch. `truth` may be asked more than once."""
+
+    work: Work
+    batch: int
+    entrants: Sequence[Entrant]
+    truth: Callable[[], Truth]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """A heat's rows, and the GPU's states around it."""
+
+    rows: tuple[Row, ...]
+    states: tuple[WatchedState, ...]
+
+
 def race(
-    work: Work,
-    groups: Sequence[Sequence[Entrant]],
-    truth: Callable[[], Truth],
+    groups: Sequence[Sequence[Heat]],
     *,
     folder: Path,
     device: str = "cuda",
@@ -44,37 +61,33 @@ def race(
     meanwhile: Callable[[], None] = lambda: None,
     builds_on_gpu: bool = False,
     progress: Progress = SILENT,
-) -> tuple[tuple[Row, ...], tuple[WatchedState, ...]]:
-    """Every entrant's rows, and the GPU's states. The processes of a group live at the same time, one group after the
-    other. `meanwhile` and then `truth` are done while the first group prepares."""
-    known: list[Truth] = []
-
-    def beside() -> None:
-        if not known:
-            meanwhile()
-            known.append(truth())
-
-    rows: list[Row] = []
-    states: list[WatchedState] = []
-    started = 0
-    for entrants in groups:
+) -> list[Outcome]:
+    """One outcome a heat. The processes of a group's heats live at the same time, and are prepared together; then its
+    heats are timed, one after the other. `meanwhile` is done while the first group prepares."""
+    found = []
+    for number, heats in enumerate(groups):
+        entrants = [entrant for heat in heats for entrant in heat.entrants]
         with contextlib.ExitStack() as stack:
             stack.callback(_close_all, entrants)
             with progress.stage("start", f"{len(entrants)} processes"):
-                for entrant in entrants:
-                    entrant.start(work, device=device, folder=folder / f"worker-{started}")
-                    started += 1
-            prepare_all(entrants, within=within, meanwhile=beside, builds_on_gpu=builds_on_gpu, progress=progress)
-            for batch in dict.fromkeys(entrant.batch for entrant in entrants):
-                here = [entrant for entrant in entrants if entrant.batch == batch]
-                count = sum(len(e.runners) for e in here)
+                for index, (heat, entrant) in enumerate((h, e) for h in heats for e in h.entrants):
+                    entrant.start(heat.work, device=device, folder=folder / f"worker-{number}-{index}")
+            prepare_all(
+                entrants,
+                within=within,
+                meanwhile=meanwhile if number == 0 else lambda: None,
+                builds_on_gpu=builds_on_gpu,
+                progress=progress,
+            )
+            for heat in heats:
+                count = sum(len(e.runners) for e in heat.entrants)
                 with (
-                    progress.stage("time", f"batch {batch}: {count} variants, interleaved"),
-                    _Watch(batch, ours=sum(bool(e.runners) for e in entrants)) as watch,
+                    progress.stage("time", f"batch {heat.batch}: {count} variants, interleaved"),
+                    _Watch(heat.batch, ours=sum(bool(e.runners) for e in entrants)) as watch,
                 ):
-                    rows += _time(here, known[0], folder, rounds, watch.during)
-                states += watch.states
-    return tuple(rows), tuple(states)
+                    rows = _time(heat.entrants, heat.truth(), folder, rounds, watch.during)
+                found.append(Outcome(rows=tuple(rows), states=tuple(watch.states)))
+    return found
 
 
 def _close_all(entrants: Sequence[Entrant]) -> None:

@@ -39,7 +39,7 @@ class Runner(msgspec.Struct):
     """One variant, ready. `run` enqueues an inference on the current stream, over the tensors in `inputs` (by name, on
     the device, always the same ones), and returns its first output. `captures` says whether `run` may be captured in a
     CUDA graph by us, `own_graph` that it replays one of its own; `note` what a reader of the table should know,
-    `runtime` what runs it; `close` frees what it holds."""
+    `runtime` what runs it; `close` frees what it holds. It is run for `settle` seconds before it is captured."""
 
     name: str
     inputs: dict[str, Any]
@@ -47,6 +47,7 @@ class Runner(msgspec.Struct):
     captures: bool
     own_graph: bool = False
     build: int = 0
+    settle: float = 0.0
     note: str = ""
     runtime: str = ""
     close: Callable[[], None] = lambda: None

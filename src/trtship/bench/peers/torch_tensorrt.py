@@ -47,13 +47,16 @@ class TorchTensorRT(Peer):
             timing_cache_path=str(task.folder / "timing.cache"),
         )
         name = "Torch-TensorRT" + (f", {task.variant}" if task.variant else "")
-        more = {"note": _parts(compiled), "runtime": f"Torch-TensorRT {torch_tensorrt.__version__}, {_tensorrt()}"}
+        more: dict[str, Any] = {
+            "note": _parts(compiled),
+            "runtime": f"Torch-TensorRT {torch_tensorrt.__version__}, {_tensorrt()}",
+        }
         yield torch_runner(f"{name}, CUDA graph", compiled, inputs, captures=True, **more)
-        if task.device == "cuda":
-            with torch_tensorrt.runtime.enable_cudagraphs(compiled) as graphed:
-                yield torch_runner(
-                    f"{name}, its own CUDA graphs", graphed, inputs, captures=False, own_graph=True, **more
-                )
+        if task.device == "cuda":  # a switch of the whole process: it stays on from here
+            graphs = torch_tensorrt.runtime.enable_cudagraphs(compiled)
+            more["close"] = lambda: graphs.__exit__(None, None, None)
+            graphed = graphs.__enter__()
+            yield torch_runner(f"{name}, its own CUDA graphs", graphed, inputs, captures=False, own_graph=True, **more)
 
 
 def _parts(compiled: Any) -> str:
