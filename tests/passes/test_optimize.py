@@ -85,16 +85,60 @@ FAILURES = {
 }
 
 
+@pytest.mark.parametrize("together", [False, True], ids=["one by one", "together"])
 @pytest.mark.parametrize(("op", "why"), FAILURES.items())
-def test_a_pass_that_fails_is_rolled_back_and_the_others_go_on(op: str, why: str, tmp_path: Path) -> None:
+def test_a_pass_that_fails_is_rolled_back_and_the_others_go_on(
+    op: str, why: str, together: bool, tmp_path: Path
+) -> None:
     source = written(tmp_path / "a.onnx", ADD, w=W)
-    report = optimize(source, tmp_path / "b.onnx", passes=[Replace(op), Replace("Sum")])
+    report = optimize(source, tmp_path / "b.onnx", passes=[Replace(op), Replace("Sum")], together=together)
     assert [one.kept for one in report.passes] == [False, False, True]
     assert [one.rolled_back for one in report.passes] == [False, True, False]
     assert why in report.passes[1].why
     assert report.summary == "1 replace, replace rolled back"
     assert (report.passes[1].nodes_after, report.nodes_after) == (2, 2)
     assert ops(tmp_path / "b.onnx") == ["Sum", "Relu"]
+
+
+class Counting(Replace):
+    """Counts the proofs."""
+
+    proofs: ClassVar[int] = 0
+
+    def prove(self, reference: Reference, graph: Path) -> Verdict:
+        Counting.proofs += 1
+        return super().prove(reference, graph)
+
+
+def test_passes_are_proved_at_once_where_all_is_well(swin: Callable[..., Path], tmp_path: Path) -> None:
+    chosen = [WindowsIntoHeads(), Replace("Miss"), PatchEmbedding()]
+    each = optimize(swin("own"), tmp_path / "a.onnx", passes=chosen)
+    report = optimize(swin("own"), tmp_path / "b.onnx", passes=chosen, together=True)
+    assert ops(tmp_path / "b.onnx") == ops(tmp_path / "a.onnx")
+    assert [(one.rewritten, one.nodes_before, one.nodes_after, one.kept) for one in report.passes] == [
+        (one.rewritten, one.nodes_before, one.nodes_after, one.kept) for one in each.passes
+    ]
+    _, windows, missed, patches = report.passes
+    assert (windows.error, windows.bound) == (patches.error, patches.bound)
+    assert (patches.error, patches.bound) == (each.passes[-1].error, each.passes[-1].bound)
+    assert "all passes together" in windows.why
+    assert (missed.why, missed.error) == ("near misses only", None)
+
+
+def test_a_pass_with_a_proof_of_its_own_is_proved_by_it(tmp_path: Path) -> None:
+    Counting.proofs = 0
+    source = written(tmp_path / "a.onnx", ADD, w=W)
+    report = optimize(source, tmp_path / "b.onnx", passes=[Counting("Sum")], together=True)
+    assert (report.passes[1].kept, Counting.proofs) == (True, 1)
+
+
+def test_a_source_that_does_not_run_raises_from_any_proof(tmp_path: Path) -> None:
+    body = "(float[B, 4] x) => (float[B, 4] y) { s = Constant<value_ints = [7, 4]>() r = Reshape(x, s) y = Add(r, r) }"
+    source = written(tmp_path / "a.onnx", body)
+    for together in (False, True):
+        with pytest.raises(GraphError):
+            optimize(source, tmp_path / "b.onnx", passes=[Replace("Sum")], thaws=False, together=together)
+    assert not (tmp_path / "b.onnx").exists()
 
 
 def test_what_is_rolled_back_is_said_while_it_runs(tmp_path: Path) -> None:

@@ -20,7 +20,8 @@ from trtship.family import Family
 from trtship.files import sha256_of
 from trtship.graphs import load_graph, rounding_bound
 from trtship.passes import simplify, to_precision
-from trtship.passes.optimization import OptimizeReport, optimize
+from trtship.passes.optimization import optimize
+from trtship.passes.pass_report import OptimizeReport
 from trtship.passes.registry import find_passes
 from trtship.passes.thaw_unknown import thaw
 from trtship.preprocess import Preprocess, preprocess_images
@@ -246,6 +247,7 @@ class Stages:
                 passes=find_passes(names),
                 thaws=False,  # the export was checked at other batches
                 sizes=sizes,
+                together=True,
                 progress=self.progress,
             )
             (folder / REPORT).write_bytes(to_json(report))
