@@ -162,7 +162,7 @@ def plain_table() -> str:
         for r in document["rows"]
     ]
     header = ["model", "batch", "trtship, ms", "plain ONNX -> TensorRT, ms", "times as fast", "error", "its error"]
-    about = "fp16, random weights, median of the builds; errors are relative L2 against PyTorch in float64."
+    about = "fp16, median of the builds; errors are relative L2 against PyTorch in float64."
     return f"{rows(header, body)}\n\n{about} {where(document)}."
 
 

@@ -10,18 +10,20 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from trtship.bench.child import TO_LOAD, Child
+from trtship.bench.peers.base import Measures
 from trtship.bench.plan import PlanFile
 from trtship.bench.protocol import Job, Prepare, Prepared, Ready, Work
 from trtship.bench.reasons import reason_of
 from trtship.bench.timing import RunnerFailed
 from trtship.progress import Progress
 
+CORES = os.cpu_count() or 1
 Plan = Future[PlanFile]
 
 
 class Entrant:
     """One worker. `name` stands in the table where it has no runners; `plans` are what it runs, as they get ready;
-    `path` goes ahead on its import path; `alone`: nothing else may use the GPU while it prepares.
+    `path` goes ahead on its import path; `measures` is its peer's.
 
     After the preparation: `runners`, and in `failed` what went wrong, if anything.
     """
@@ -34,12 +36,12 @@ class Entrant:
         variant: str = "",
         batch: int,
         ours: bool = False,
-        alone: bool = False,
+        measures: Measures = Measures.NO,
         path: Path | None = None,
         plans: Sequence[tuple[str, Plan]] = (),
     ) -> None:
         self.name, self.peer, self.variant, self.batch = name, peer, variant, batch
-        self.ours, self.alone, self.path, self.plans = ours, alone, path, tuple(plans)
+        self.ours, self.measures, self.path, self.plans = ours, measures, path, tuple(plans)
         self.child: Child | None = None
         self.runners: tuple[Prepared, ...] = ()
         self.failed: list[tuple[str, str]] = []
@@ -99,32 +101,43 @@ def prepare_all(
     builds_on_gpu: bool,
     progress: Progress,
 ) -> None:
-    """First those that must be alone on the GPU, one after the other; then the others, several at once. Each round has
-    `within` seconds. `meanwhile` and the building of plans go on beside the first round, for they are work for the CPU;
-    where they are not (`builds_on_gpu`), they come before it."""
-    pool = ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // 2))
+    """First those that must be alone on the GPU, one after the other; then those that take turns on it, all at once;
+    then the others. Each of the three rounds has `within` seconds. `meanwhile` and the building of plans go on beside
+    the first two, for they are work for the CPU; where they are not (`builds_on_gpu`), they come before."""
+    pool = ThreadPoolExecutor(1)
     try:
         if builds_on_gpu:
             meanwhile()
             wait([plan for entrant in entrants for _, plan in entrant.plans])
-        with progress.stage("prepare", "those that must be alone on the GPU, one after the other"):
-            first = pool.submit(_one_by_one, [e for e in entrants if e.alone], within, progress)
+        with progress.stage("prepare", "those that time kernels meanwhile: alone, then in turn"):
+            first = pool.submit(_measured, entrants, within, progress)
             if not builds_on_gpu:
                 meanwhile()
             first.result()
-        until = time.monotonic() + within
         with progress.stage("prepare", "the others, several at once"):
-            others = [e for e in entrants if not e.alone]
-            for done in [pool.submit(entrant.prepare, lambda: until - time.monotonic()) for entrant in others]:
-                done.result()
+            _at_once([e for e in entrants if e.measures is Measures.NO], max(1, CORES // 2), within, progress)
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _one_by_one(entrants: Sequence[Entrant], within: float, progress: Progress) -> None:
+def _measured(entrants: Sequence[Entrant], within: float, progress: Progress) -> None:
+    _at_once([e for e in entrants if e.measures is Measures.ALONE], 1, within, progress)
+    in_turn = [e for e in entrants if e.measures is Measures.IN_TURN]
+    _at_once(in_turn, len(in_turn), within, progress)
+
+
+def _at_once(entrants: Sequence[Entrant], count: int, within: float, progress: Progress) -> None:
     until = time.monotonic() + within
-    for entrant in entrants:
+
+    def prepare(entrant: Entrant) -> None:
         begun = time.monotonic()
         entrant.prepare(lambda: until - time.monotonic())
-        how = "failed" if entrant.failed else "ready"
+        how = "ready" if entrant.runners else "failed"
         progress.note(f"{entrant.name}, batch {entrant.batch}: {how} after {time.monotonic() - begun:.0f} s")
+
+    pool = ThreadPoolExecutor(max(1, count))
+    try:
+        for done in [pool.submit(prepare, entrant) for entrant in entrants]:
+            done.result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)

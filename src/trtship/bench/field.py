@@ -105,7 +105,7 @@ class Field:
                         peer=name,
                         variant=variant,
                         batch=batch,
-                        alone=peer.alone,
+                        measures=peer.measures,
                         path=paths.get(name),
                     )
                 )

@@ -115,6 +115,7 @@ class Worker:
             device=job.device,
             variant=job.variant,
             folder=Path(job.folder),
+            turns=Path(job.folder).parent / "turns",
         )
         absent: list[Absent] = []
         try:

@@ -44,8 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--prepare-within",
         default="1800",
         metavar="SECONDS",
-        help="how long compiling may take: once for the peers that time kernels meanwhile (they take turns), and once "
-        "for the rest; what is not ready then is left out, and the table says so (default: 1800)",
+        help="how long compiling may take, for each of its three rounds: peers that time kernels meanwhile and must be "
+        "alone, those that take turns, and the rest; what is not ready then is left out, and the table says so "
+        "(default: 1800)",
     )
     parser.add_argument(
         "--together",

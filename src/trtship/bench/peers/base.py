@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,11 +18,20 @@ import msgspec
 from trtship.spec import Precision, Record, TensorSpec
 
 
+class Measures(Enum):
+    """What a peer does on the GPU while it prepares; in the order in which they prepare."""
+
+    ALONE = 0
+    IN_TURN = 1
+    NO = 2
+
+
 @dataclass(frozen=True, kw_only=True)
 class Task:
     """What all are asked to run: the original module (fp32, on the CPU; copy it before changing it; None for a peer
     that needs none), the bundle's graph as it was exported, a batch size, the inputs by name (numpy, that batch), and
-    the device, `"cuda"` or `"cpu"`. `variant` is one of the peer's own, `folder` a place for its files."""
+    the device, `"cuda"` or `"cpu"`. `variant` is one of the peer's own, `folder` a place for its files, and `turns` a
+    file that all workers share."""
 
     module: Any
     graph: Path
@@ -33,6 +43,7 @@ class Task:
     device: str
     variant: str
     folder: Path
+    turns: Path
 
 
 class Runner(msgspec.Struct):
@@ -63,13 +74,14 @@ class Absent(Record, frozen=True):
 class Peer(ABC):
     """Makes the variants of one peer. Raises any exception to say that it cannot: the table then has its reason.
 
-    `variants` get a process each. `alone`: while it prepares, it times kernels on the GPU and chooses between them, so
-    that nothing else may run there. `needs_module`: it starts from the PyTorch module.
+    `variants` get a process each. `needs_module`: it starts from the PyTorch module. `measures` says whether it times
+    kernels on the GPU while it prepares, to choose between them: `ALONE`, so that nothing else may prepare meanwhile;
+    `IN_TURN`, each time in a `turn` of its own on the task's `turns`, so that only others of this kind may; or `NO`.
     """
 
     name: ClassVar[str]
     variants: ClassVar[tuple[str, ...]] = ("",)
-    alone: ClassVar[bool] = False
+    measures: ClassVar[Measures] = Measures.NO
     needs_module: ClassVar[bool] = True
 
     @abstractmethod

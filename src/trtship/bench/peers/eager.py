@@ -10,12 +10,12 @@ import copy
 from collections.abc import Iterator
 from typing import ClassVar
 
-from trtship.bench.peers.base import Peer, Runner, Task, low_dtype, on_device, torch_runner
+from trtship.bench.peers.base import Measures, Peer, Runner, Task, low_dtype, on_device, torch_runner
 
 
 class Eager(Peer):
     name: ClassVar[str] = "eager"
-    alone: ClassVar[bool] = True
+    measures: ClassVar[Measures] = Measures.ALONE
 
     def runners(self, task: Task) -> Iterator[Runner]:
         import torch
