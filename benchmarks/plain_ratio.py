@@ -2,7 +2,7 @@
 
     python benchmarks/plain_ratio.py [--models NAME ...] [--batches 1,32] [--builds 3] [--out FILE]
 
-fp16, models of models.py. For each at each batch, `--builds` plans of the graph that `trtship deploy` makes (simplified,
+fp16, models of models.py. For each, at each batch, `--builds` plans of the graph that `trtship deploy` makes (simpler,
 optimized, strongly typed) and as many of the half-precision module exported and built with nothing in between, all with
 inputs and outputs in fp16, timed in one run, A B A B, in CUDA graphs. The ratio is the median of the plain way's builds
 over the median of ours: above 1, ours is faster. Models are deployed and exported in processes side by side.
