@@ -25,7 +25,7 @@ class Entrant:
     """One worker. `name` stands in the table where it has no runners; `plans` are what it runs, as they get ready;
     `path` goes ahead on its import path; `measures` is its peer's.
 
-    After the preparation: `runners`, and in `failed` what went wrong, if anything.
+    After the preparation: `runners`, its `seconds`, and in `failed` what went wrong, if anything.
     """
 
     def __init__(
@@ -45,6 +45,7 @@ class Entrant:
         self.child: Child | None = None
         self.runners: tuple[Prepared, ...] = ()
         self.failed: list[tuple[str, str]] = []
+        self.seconds = 0.0
         self._loaded = threading.Event()
 
     def start(self, work: Work, *, device: str, folder: Path) -> None:
@@ -61,10 +62,13 @@ class Entrant:
             self.failed.append((self.name, str(error)))
         self._loaded.set()
 
+    def wait_until_loaded(self) -> None:
+        """Until it has, or has failed to."""
+        self._loaded.wait(TO_LOAD)
+
     def prepare(self, within: Callable[[], float]) -> None:
         """Build, compile, warm up, capture: its process is ended where that takes longer than `within`() seconds."""
         assert self.child is not None
-        self._loaded.wait(TO_LOAD)
         if self.failed:
             return
         ready = []
@@ -102,8 +106,9 @@ def prepare_all(
     progress: Progress,
 ) -> None:
     """First those that must be alone on the GPU, one after the other; then those that take turns on it, all at once;
-    then the others. Each of the three rounds has `within` seconds. `meanwhile` and the building of plans go on beside
-    the first two, for they are work for the CPU; where they are not (`builds_on_gpu`), they come before."""
+    then the others. Each of the three rounds has `within` seconds, from when its processes have loaded. `meanwhile` and
+    the building of plans go on beside the first two, for they are work for the CPU; where they are not
+    (`builds_on_gpu`), they come before."""
     pool = ThreadPoolExecutor(1)
     try:
         if builds_on_gpu:
@@ -127,13 +132,16 @@ def _measured(entrants: Sequence[Entrant], within: float, progress: Progress) ->
 
 
 def _at_once(entrants: Sequence[Entrant], count: int, within: float, progress: Progress) -> None:
+    for entrant in entrants:
+        entrant.wait_until_loaded()
     until = time.monotonic() + within
 
     def prepare(entrant: Entrant) -> None:
         begun = time.monotonic()
         entrant.prepare(lambda: until - time.monotonic())
+        entrant.seconds = round(time.monotonic() - begun, 1)
         how = "ready" if entrant.runners else "failed"
-        progress.note(f"{entrant.name}, batch {entrant.batch}: {how} after {time.monotonic() - begun:.0f} s")
+        progress.note(f"{entrant.name}, batch {entrant.batch}: {how} after {entrant.seconds} s")
 
     pool = ThreadPoolExecutor(max(1, count))
     try:

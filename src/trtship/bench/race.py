@@ -151,7 +151,7 @@ def _remote(place: Place, *, end_to_end: bool) -> Remote:
 
 
 def _absent(entrant: Entrant, name: str, reason: str) -> Row:
-    return Row(batch=entrant.batch, name=name, ours=entrant.ours, reason=reason)
+    return Row(batch=entrant.batch, name=name, ours=entrant.ours, reason=reason, prepare_seconds=entrant.seconds)
 
 
 def _untimed(row: Row) -> Row:
@@ -170,6 +170,7 @@ def _checked(entrant: Entrant, index: int, runner: Prepared, truth: Truth, folde
         cuda_graph=runner.captured,
         inputs=runner.inputs,
         runtime=runner.runtime,
+        prepare_seconds=entrant.seconds,
         note=runner.note,
     )
     try:

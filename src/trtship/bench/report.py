@@ -17,7 +17,8 @@ class Row(Record, frozen=True):
     is over the bundle's bound: such a row wins nothing. Where there is no time, `reason` says why.
 
     Several builds of one thing have one `name` and a `build` each, from 1. `inputs` are the types of the tensors that
-    it starts from on the GPU, and `runtime` is what ran it.
+    it starts from on the GPU, and `runtime` is what ran it. `prepare_seconds` is how long its process took to build,
+    compile and warm up all of its variants.
     """
 
     batch: int
@@ -32,6 +33,7 @@ class Row(Record, frozen=True):
     right: bool = False
     inputs: str = ""
     runtime: str = ""
+    prepare_seconds: float = 0.0
     reason: str = ""
     note: str = ""
 
