@@ -60,7 +60,7 @@ W = np.linspace(-1, 1, 16, dtype=np.float32).reshape(4, 4)
 
 @LOW
 def test_products_and_activations_are_low_with_one_cast_at_either_end(tmp_path: Path, precision: Precision) -> None:
-    body = "(float[B, 4] x) => (float[B, 4] y) { a = MatMul(x, w) b = Gelu(a) c = MatMul(b, w) y = Add(x, c) }"
+    body = "(float[B, 4] x) => (float[B, 4] y) { a = MatMul(x, w) b = Relu(a) c = MatMul(b, w) y = Add(x, c) }"
     model, report = convert(tmp_path, body, precision, w=W)
     assert set(computes_in(model).values()) == {precision.graph_dtype.upper()}
     assert (casts(model), report.casts, report.low, report.kept, report.constants) == (2, 2, 4, {}, 1)
