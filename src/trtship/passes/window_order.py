@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from trtship.passes.batches import Batches
-from trtship.passes.movements import MOVES, Movement, movement_to, positions, users
+from trtship.passes.movements import MOVES, Movement, moved_inputs, movement_to, positions, users
 from trtship.passes.rewrite import Editor, Miss, Rewrite
 from trtship.passes.tokenwise import Tokenwise
 
@@ -83,6 +83,10 @@ class WindowOrder(Rewrite[Found]):
             skips, add, back = _residual(fork, enters, there, tokenwise)
             if fork is there.source:
                 raise Miss(there.nodes[0], "no norm stands between the residual fork and the windows")
+            if _asks_itself(there, fork):
+                raise Miss(
+                    there.nodes[0], "how it moves is worked out from the normalised map, not from the one before"
+                )
         except Miss:
             if there.is_still:  # a reshape ahead of a linear layer, and no window
                 return None
@@ -149,6 +153,22 @@ def _first(nodes: Sequence[onnx_ir.Node]) -> onnx_ir.Node:
     """The one that stands first in the graph."""
     places = positions(nodes[0].outputs[0])
     return min(nodes, key=places.__getitem__)
+
+
+def _asks_itself(there: Movement, fork: onnx_ir.Value) -> bool:
+    """Whether the targets of the movement's reshapes come from values behind the fork: a copy of it ahead of the norm
+    would then need what the norm makes."""
+    given = [v for node in there.nodes for v in node.inputs if v is not None and v not in moved_inputs(node)]
+    seen: set[onnx_ir.Value] = set()
+    while given:
+        value = given.pop()
+        producer = value.producer()
+        if value is there.source or producer in there.nodes:
+            return True
+        if value not in seen and value is not fork and producer is not None:
+            seen.add(value)
+            given += [v for v in producer.inputs if v is not None]
+    return False
 
 
 def _fork(there: Movement, tokenwise: Tokenwise) -> tuple[onnx_ir.Value, tuple[Use, ...]]:
