@@ -52,7 +52,9 @@ class Norm:
 
 @dataclass(frozen=True)
 class Found:
-    """`joined` [X, S, h * D] is the context as the projection reads it."""
+    """`layers` make q, k and v, behind `norm` where their biases went into their weights. `context` is the product with
+    v; `projection` reads it as [X, S, h * D], and `bias` is the sum behind that. `all_windows` and `images` are first
+    dimensions of reshapes."""
 
     layers: tuple[Layer, ...]
     norm: Norm | None

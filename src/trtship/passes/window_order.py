@@ -38,9 +38,8 @@ Use = tuple["onnx_ir.Node", int]
 @dataclass(frozen=True)
 class Found:
     """`there` cuts into windows and `back` joins them. `enters` are the uses of the residual fork on the way to the
-    windows, `skips` the one on the way to the residual sum; `end` is the last map in
-    window order. The shapes are targets of reshapes: the fork's, `there`'s source's and target's,
-    `back`'s target's and source's, the end's."""
+    windows, `skips` the one on the way to the residual sum. `end` is the last map in window order. The shapes are
+    targets of reshapes: the fork's, `there`'s source's and target's, `back`'s target's and source's, the end's."""
 
     there: Movement
     back: Movement
