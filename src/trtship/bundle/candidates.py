@@ -24,10 +24,11 @@ class Latency(Record, frozen=True):
 class Candidate(Record, frozen=True):
     """One way to make the plan, and what came of it.
 
-    `kept` are the ONNX nodes that were held in a higher precision than `precision`, by name. `outcome` is `passed` for
-    one that met every gate and was not the fastest, `not tried` for one that time or the machine did not allow; `reason`
-    says why it was not shipped. `rel_l2` and `cosine` are against eager PyTorch, the worst row; `top1` in percent, `drop`
-    in points. `latency` is empty where nothing was timed. `slower` says what made it slower than a safer precision.
+    `kept` are the ONNX nodes that were held in a higher precision than `precision`, by name. `outcome` is `passed`
+    for one that met every gate and was not the fastest, `not tried` for one that time or the machine did not allow;
+    `reason` says why it was not shipped. `rel_l2` and `cosine` are against eager PyTorch, the worst row; `top1` in
+    percent, `drop` in points. `latency` is empty where nothing was timed. `slower` says what made it slower than a
+    safer precision.
     """
 
     name: str
@@ -50,8 +51,8 @@ class Candidate(Record, frozen=True):
 class Choice(Record, frozen=True):
     """The search: what it asked for, the rule it chose by, and every candidate in the order in which they were tried.
 
-    `gates` are the bounds by the option that set them, `eager` the original's times on the same GPU, `timed_on` the GPU's
-    name (None: no speed was measured), `complete` whether every candidate was tried within the time allowed.
+    `gates` are the bounds by the option that set them, `eager` the original's times on the same GPU, `timed_on` that
+    GPU's name (None: no speed was measured), `complete` whether every candidate was tried within the time allowed.
     """
 
     rule: str
