@@ -13,7 +13,7 @@ from onnx import numpy_helper
 
 import trtship
 from deployed import BLUE, COLOURS, GREEN, RED, edit_graph, paint
-from trtship.deployment import stages
+from trtship.deployment.stages import plan, precision
 from trtship.errors import BuildError, ExportMismatchError, GateError
 
 FROZEN = """
@@ -54,7 +54,7 @@ def deploy(source: str, tmp_path: Path, **options: Any) -> Any:
 @pytest.fixture
 def faulty_precision(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The precision stage exchanges two rows of every weight; its results stay out of the other tests' cache."""
-    honest = stages.to_precision
+    honest = precision.to_precision
 
     def faulty(source: Path, target: Path, *arguments: Any, **options: Any) -> Any:
         report = honest(source, target, *arguments, **options)
@@ -62,7 +62,7 @@ def faulty_precision(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         return report
 
     monkeypatch.setenv("TRTSHIP_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(stages, "to_precision", faulty)
+    monkeypatch.setattr(precision, "to_precision", faulty)
 
 
 @pytest.mark.usefixtures("faulty_precision")
@@ -142,7 +142,7 @@ def test_what_the_library_raises_midway_leaves_nothing(
         raise BuildError("no plan")
 
     monkeypatch.setenv("TRTSHIP_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(stages, "plan_from_onnx", broken)
+    monkeypatch.setattr(plan, "plan_from_onnx", broken)
     with pytest.raises(BuildError):
         deploy(source, tmp_path)
     assert not (tmp_path / "out").exists()

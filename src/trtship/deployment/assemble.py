@@ -1,0 +1,122 @@
+"""The bundle's folder, put together from what the stages made."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+
+from trtship.bundle.bundle import hash_files, write_manifest
+from trtship.bundle.manifest import SCHEMA, Machine, Manifest, SourceInfo
+from trtship.deployment.making import Common, Made
+from trtship.deployment.options import versions
+from trtship.deployment.stages import GRAPH, PLAN, REPORT, Stages
+from trtship.engine import LAYERS_FILE
+from trtship.gpu import list_gpus
+from trtship.sources import SourceOptions
+from trtship.spec import batch_letter
+
+
+def assemble(stages: Stages, common: Common, made: Made, draft: Path, *, name: str) -> Manifest:
+    """Fill the empty folder `draft` with a bundle that has no verdicts yet; returns its manifest."""
+    names = _lay_out(draft, common, made)
+    if common.labels is not None:
+        lines = (" ".join(label.splitlines()) for label in common.labels)
+        (draft / "labels.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    manifest = _manifest(stages, common, made, name=name, names=names, folder=draft)
+    write_manifest(draft, manifest)
+    return manifest
+
+
+class _Names(msgspec.Struct, frozen=True):
+    graph: str
+    precision_graph: str
+
+
+def _lay_out(draft: Path, common: Common, made: Made) -> _Names:
+    """Copy what the stages made to its place in the bundle."""
+    precision = made.way.precision
+    same = precision.graph_dtype == "float32"
+    names = _Names(GRAPH, GRAPH if same else f"{precision.value}/{GRAPH}")
+    for entry, target in ((common.fast, draft), (made.typed, draft / precision.value)):
+        if entry is made.typed and same:
+            continue
+        target.mkdir(exist_ok=True)
+        for file in entry.files:
+            if file.startswith(GRAPH):
+                shutil.copyfile(entry.folder / file, target / file)
+    shutil.copyfile(made.plan.folder / PLAN, draft / PLAN)
+    shutil.copytree(common.original.folder / "reference", draft / "reference")
+    evidence = draft / "evidence"
+    evidence.mkdir()
+    reports = {
+        "export": common.graph,
+        "simplify": common.simple,
+        "optimize": common.fast,
+        "precision": made.typed,
+        "build": made.plan,
+    }
+    if common.fast is common.simple:
+        del reports["optimize"]
+    for name, entry in reports.items():
+        shutil.copyfile(entry.folder / REPORT, evidence / f"{name}.json")
+    for file in ("build.log", LAYERS_FILE):
+        shutil.copyfile(made.plan.folder / file, evidence / file)
+    if "originals.json" in common.original.files:
+        shutil.copyfile(common.original.folder / "originals.json", evidence / "originals.json")
+    return names
+
+
+def _manifest(stages: Stages, common: Common, made: Made, *, name: str, names: _Names, folder: Path) -> Manifest:
+    options, model, ranges = stages.options, common.model, common.ranges
+    return Manifest(
+        schema=SCHEMA,
+        seal="",
+        name=name,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        versions={**versions(), stages.family.name: stages.family.version},
+        machine=Machine(
+            platform=platform.platform(),
+            python=sys.version.split()[0],
+            cpus=os.cpu_count() or 1,
+            gpus=list_gpus(),
+        ),
+        source=SourceInfo(
+            source=options.source.source,
+            options=options.source,
+            weights=_weights(options.source),
+            notes=model.notes,
+        ),
+        precision=made.way.precision,
+        inputs=model.inputs,
+        outputs=model.export.outputs,
+        plan_inputs=made.inputs,
+        plan_outputs=made.outputs,
+        ranges=ranges,
+        preprocess=model.preprocess,
+        labels=None if common.labels is None else "labels.txt",
+        graph=names.graph,
+        precision_graph=names.precision_graph,
+        plan=PLAN,
+        family=stages.family.name,
+        family_version=stages.family.version,
+        reference_sizes={letter: r.opt for letter, r in ranges.items() if letter != batch_letter(model.inputs)},
+        bounds=made.bounds,
+        max_drop=options.max_drop,
+        verdicts=(),
+        recipe=stages.recipe,
+        files=hash_files(folder),
+    )
+
+
+def _weights(options: SourceOptions) -> str:
+    if options.checkpoint is not None:
+        return f"checkpoint {Path(options.checkpoint).name}"
+    if options.pretrained:
+        return "pretrained"
+    return f"random, seed {options.seed}" if options.random_weights else "the source's own"

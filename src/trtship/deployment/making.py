@@ -1,0 +1,62 @@
+"""From the source to a plan: what every way to make it has in common, and what is this way's own."""
+
+from __future__ import annotations
+
+import msgspec
+
+from trtship.cache import Entry
+from trtship.deployment.stages import Stages
+from trtship.deployment.stages.graphs import ModelReport, export, optimized, simplified
+from trtship.deployment.stages.original import labels_of, original
+from trtship.deployment.stages.plan import build
+from trtship.deployment.stages.precision import typed
+from trtship.deployment.stages.sizes import ranges_of
+from trtship.deployment.way import Way
+from trtship.spec import ShapeRange, TensorSpec
+from trtship.verify import Bound
+
+
+class Common(msgspec.Struct, frozen=True):
+    """Made once, whatever the precision: the graphs in fp32 (`fast` is the last of them), what the original says of its
+    reference rows, and the model's sizes and labels."""
+
+    graph: Entry
+    simple: Entry
+    fast: Entry
+    original: Entry
+    model: ModelReport
+    ranges: dict[str, ShapeRange]
+    labels: tuple[str, ...] | None
+
+
+class Made(msgspec.Struct, frozen=True):
+    """A plan, the strongly typed graph that it was built from, its inputs and outputs, and its bounds by subject."""
+
+    way: Way
+    typed: Entry
+    plan: Entry
+    bounds: dict[str, Bound]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+def make_common(stages: Stages) -> Common:
+    """Export, run the original, simplify, optimize."""
+    graph, model = export(stages)
+    ranges = ranges_of(stages.options, model.inputs)
+    labels = labels_of(stages, model)
+    said = original(stages, graph, model, ranges)
+    simple = simplified(stages, graph, model)
+    fast = optimized(stages, simple, model)
+    return Common(graph=graph, simple=simple, fast=fast, original=said, model=model, ranges=ranges, labels=labels)
+
+
+def make_plan(stages: Stages, common: Common, way: Way) -> Made:
+    """Set the precision, build."""
+    graph, bounds = typed(stages, common.fast, way)
+    inputs, outputs = (
+        tuple(msgspec.structs.replace(s, dtype=stages.options.io_dtype) if s.dtype == "float32" else s for s in specs)
+        for specs in (common.model.inputs, common.model.export.outputs)
+    )
+    plan = build(stages, graph, way.precision, inputs, common.ranges)
+    return Made(way=way, typed=graph, plan=plan, bounds=bounds, inputs=inputs, outputs=outputs)

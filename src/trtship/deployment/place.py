@@ -1,0 +1,64 @@
+"""Where the bundle goes: may it be written there, and what stands there already?"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from trtship.bundle.bundle import Bundle
+from trtship.cache import describe_changes
+from trtship.errors import BundleError, OutputError
+from trtship.progress import Progress
+
+
+def check_place(output: Path) -> None:
+    """Raises OutputError early where a bundle could not be written, or would replace something that is none."""
+    parent = output.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        why = "it is a file" if not parent.is_dir() else "no write permission"
+        raise OutputError(f"cannot write {output}", why=f"{parent}: {why}", do="choose a folder that you may write to")
+    if output.is_symlink() or (output.exists() and not _replaceable(output)):
+        raise OutputError(
+            f"{output} exists and is no bundle",
+            why="only a bundle may be replaced, with --force",
+            do="choose another -o, or remove it yourself",
+        )
+
+
+def _replaceable(output: Path) -> bool:
+    if not output.is_dir():
+        return False
+    is_bundle = (output / "manifest.json").is_file() and (output / "evidence").is_dir()
+    return is_bundle or not any(output.iterdir())
+
+
+def compare_with_standing(
+    output: Path, recipe: dict[str, Any], *, force: bool, progress: Progress
+) -> tuple[tuple[str, ...], Bundle | None]:
+    """What changed since the bundle at `output` was made, and that bundle when nothing did."""
+    if not output.exists() or not any(output.iterdir()):
+        return ("first run",), None
+    try:
+        standing = Bundle.open(output, progress=progress)
+    except BundleError as error:
+        if not force:
+            raise OutputError(
+                f"{output} exists", why=error.what, do="--force replaces it, or choose another -o"
+            ) from error
+        return (f"the bundle that stood there could not be used: {error.what}",), None
+    failed = [
+        f"{v.subject}, {v.gate} failed since it was made" for v in standing.manifest.verdicts if v.state == "failed"
+    ]
+    changed = (*describe_changes(standing.manifest.recipe, recipe), *failed)
+    if not changed:
+        return (), standing
+    if not force:
+        raise OutputError(
+            f"{output} exists, and is not what was asked for",
+            why="; ".join(changed[:5]) + (f"; and {len(changed) - 5} more" if len(changed) > 5 else ""),
+            do="--force replaces it, or choose another -o",
+        )
+    return changed, None

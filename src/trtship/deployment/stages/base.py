@@ -1,0 +1,83 @@
+"""What the stages of one deploy share: the source, loaded once and only when needed, and the cache."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from trtship.cache import Cache, Entry
+from trtship.deployment.options import DeployOptions
+from trtship.family import Family
+from trtship.progress import Progress
+from trtship.sources import LoadedGraph, LoadedModel, Source
+from trtship.spec import Record
+
+GRAPH, PLAN, REPORT = "model.onnx", "model.plan", "report.json"
+
+
+class StageResult(Record, frozen=True):
+    """How a stage went: whether it was remembered, its seconds, what differs from its last run, and what it did to the
+    graph where that is not always the same."""
+
+    name: str
+    cached: bool
+    seconds: float
+    changed: tuple[str, ...]
+    did: str = ""
+
+
+class Stages:
+    """Runs the stages for one deploy. The model is loaded at the first stage that needs it, and only then."""
+
+    def __init__(
+        self,
+        source: Source,
+        options: DeployOptions,
+        *,
+        cache: Cache,
+        subject: str,
+        family: Family,
+        progress: Progress,
+    ) -> None:
+        self.source, self.options, self.family, self.progress = source, options, family, progress
+        self._cache, self._subject = cache, subject
+        self.results: list[StageResult] = []
+        self.recipe: dict[str, Any] = {}
+
+    @cached_property
+    def model(self) -> LoadedModel | LoadedGraph:
+        """The source, loaded."""
+        return self.source.load(self.options.source, self.progress)
+
+    def run(
+        self,
+        name: str,
+        inputs: Mapping[str, Any],
+        make: Callable[[Path], None],
+        did: Callable[[Entry], str] = lambda entry: "",
+    ) -> Entry:
+        """One stage, from the cache where its inputs are known."""
+        begun = time.monotonic()
+        entry = self._cache.stage(name, inputs, make, subject=self._subject)
+        self.results.append(
+            StageResult(
+                name=name,
+                cached=entry.hit,
+                seconds=round(time.monotonic() - begun, 2),
+                changed=entry.changed,
+                did=did(entry),
+            )
+        )
+        return entry
+
+    def part(self, *names: str) -> dict[str, Any]:
+        """These parts of the recipe, for a stage's key."""
+        return {name: self.recipe[name] for name in names}
+
+
+def graph_digests(entry: Entry) -> dict[str, str]:
+    """SHA-256 of the graph's files in a stage's folder, external data included."""
+    return {name: digest for name, digest in entry.files.items() if name.startswith(GRAPH)}

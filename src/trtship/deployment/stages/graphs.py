@@ -1,0 +1,102 @@
+"""Source -> fp32 graph -> simpler -> faster."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from trtship.cache import Entry
+from trtship.deployment.stages.base import GRAPH, REPORT, Stages, graph_digests
+from trtship.deployment.stages.sizes import ranges_of
+from trtship.export import ExportReport, graph_from_source, sizes_around
+from trtship.passes import simplify
+from trtship.passes.optimization import optimize
+from trtship.passes.pass_report import OptimizeReport
+from trtship.passes.registry import find_passes
+from trtship.passes.thaw_unknown import thaw
+from trtship.preprocess import Preprocess
+from trtship.sources import LoadedModel
+from trtship.spec import Record, TensorSpec, batch_letter, from_json, to_json
+
+
+class ModelReport(Record, frozen=True):
+    """The export stage's `report.json`."""
+
+    export: ExportReport
+    inputs: tuple[TensorSpec, ...]
+    preprocess: Preprocess | None
+    labels: tuple[str, ...] | None
+    notes: tuple[str, ...]
+
+
+def export(stages: Stages) -> tuple[Entry, ModelReport]:
+    """Source -> fp32 ONNX graph, checked against PyTorch."""
+
+    def make(folder: Path) -> None:
+        model = stages.model
+        ranges_of(stages.options, model.inputs)  # a size that is missing is told before the work, not after it
+        report = graph_from_source(
+            model,
+            folder / GRAPH,
+            ranges=stages.options.sizes,
+            opset=stages.options.opset,
+            exporter=stages.options.exporter,
+            thaw=thaw,
+            progress=stages.progress,
+        )
+        torch_model = model if isinstance(model, LoadedModel) else None
+        found = ModelReport(
+            export=report,
+            inputs=model.inputs,
+            preprocess=torch_model.preprocess if torch_model else None,
+            labels=torch_model.labels if torch_model else None,
+            notes=model.notes,
+        )
+        (folder / REPORT).write_bytes(to_json(found))
+
+    def read(entry: Entry) -> ModelReport:
+        return from_json(entry.read(REPORT), ModelReport, what="the export stage's report")
+
+    def did(entry: Entry) -> str:
+        thawed = read(entry).export.thawed
+        return f"a frozen batch made dynamic, in {len(thawed)} places" if thawed else ""
+
+    entry = stages.run("export", stages.part("model", "export", "sizes", "versions"), make, did)
+    return entry, read(entry)
+
+
+def simplified(stages: Stages, graph: Entry, model: ModelReport) -> Entry:
+    """fp32 graph -> simpler fp32 graph, or the same where a check fails."""
+    sizes = sizes_around(model.export.traced, stages.options.sizes, batch=batch_letter(model.inputs))
+
+    def make(folder: Path) -> None:
+        with stages.progress.stage("simplify", "with onnxsim"):
+            report = simplify(graph.folder / GRAPH, folder / GRAPH, sizes=sizes, progress=stages.progress)
+        (folder / REPORT).write_bytes(to_json(report))
+
+    return stages.run("simplify", {"graph": graph_digests(graph), **stages.part("sizes", "versions")}, make)
+
+
+def optimized(stages: Stages, graph: Entry, model: ModelReport) -> Entry:
+    """fp32 graph -> one that TensorRT runs faster, proved the same; `graph` itself where no pass is to run."""
+    names = stages.options.passes
+    if not names:
+        return graph
+    sizes = sizes_around(model.export.traced, stages.options.sizes, batch=batch_letter(model.inputs))
+
+    def make(folder: Path) -> None:
+        report = optimize(
+            graph.folder / GRAPH,
+            folder / GRAPH,
+            passes=find_passes(names),
+            thaws=False,  # the export was checked at other batches
+            sizes=sizes,
+            together=True,
+            progress=stages.progress,
+        )
+        (folder / REPORT).write_bytes(to_json(report))
+
+    def did(entry: Entry) -> str:
+        return from_json(entry.read(REPORT), OptimizeReport, what="the optimize stage's report").summary
+
+    inputs = {"graph": graph_digests(graph), **stages.part("passes", "sizes", "versions")}
+    return stages.run("optimize", inputs, make, did)

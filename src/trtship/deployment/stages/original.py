@@ -1,0 +1,104 @@
+"""What the original says: the reference rows, its classes for the evaluation pictures, and its labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trtship.bundle.verify import Originals
+from trtship.cache import Entry
+from trtship.deployment.options import read_labels
+from trtship.deployment.stages.base import GRAPH, Stages, graph_digests
+from trtship.deployment.stages.graphs import ModelReport
+from trtship.errors import SpecError
+from trtship.files import sha256_of
+from trtship.preprocess import preprocess_images
+from trtship.session.base import Session
+from trtship.session.onnxruntime import OnnxRuntimeSession
+from trtship.session.torch import TorchSession
+from trtship.sources import LoadedGraph
+from trtship.spec import ShapeRange, batch_letter, batch_range, classes_of, to_json
+from trtship.verify.evaluate import predictions
+from trtship.verify.folder import labelled_pictures
+from trtship.verify.reference import ROWS, make_reference
+
+
+def original(stages: Stages, graph: Entry, model: ModelReport, ranges: Mapping[str, ShapeRange]) -> Entry:
+    """What the original says: the reference rows, and its classes for the evaluation pictures."""
+
+    def make(folder: Path) -> None:
+        with (
+            _session(stages, graph, model) as session,
+            stages.progress.stage("run the original", session.runtime),
+        ):
+            pictures = _first_pictures(stages, model)
+            letter = batch_letter(model.inputs)
+            sizes = {name: r.opt for name, r in ranges.items() if name != letter}
+            make_reference(session, sizes=sizes, pictures=pictures).save(folder / "reference")
+            if stages.options.eval_dir is not None:
+                (folder / "originals.json").write_bytes(to_json(_originals(stages, session, model, ranges)))
+
+    labels = ["labels"] if stages.options.eval_dir is not None else []  # they tell which class a folder is
+    repaired = {"graph": graph_digests(graph)} if model.export.thawed else {}
+    key = {**stages.part("model", "sizes", "eval", "versions", *labels), **repaired}
+    return stages.run("original", key, make)
+
+
+def _session(stages: Stages, graph: Entry, model: ModelReport) -> Session:
+    """The model itself. A graph with a frozen batch is wrong at the reference's: the repaired one then."""
+    loaded = stages.model
+    if isinstance(loaded, LoadedGraph):
+        session = OnnxRuntimeSession(graph.folder / GRAPH if model.export.thawed else loaded.path)
+        session.inputs, session.outputs = model.inputs, model.export.outputs  # in the file, sizes have other names
+        return session
+    return TorchSession(loaded.module, inputs=model.inputs, outputs=model.export.outputs)
+
+
+def _first_pictures(stages: Stages, model: ModelReport) -> Any:
+    """A few evaluation pictures, spread over the folder, preprocessed; None without a folder."""
+    if stages.options.eval_dir is None or model.preprocess is None:
+        return None
+    pictures = _pictures(stages, model)
+    some = [pictures[i].path for i in np.linspace(0, len(pictures) - 1, ROWS // 2 + 1).astype(int)]
+    return preprocess_images(some, model.preprocess)
+
+
+def _pictures(stages: Stages, model: ModelReport) -> Any:
+    return labelled_pictures(
+        Path(stages.options.eval_dir or ""), labels=labels_of(stages, model), classes=classes_of(model.export.outputs)
+    )
+
+
+def _originals(stages: Stages, session: Session, model: ModelReport, ranges: Mapping[str, ShapeRange]) -> Originals:
+    if model.preprocess is None:
+        raise SpecError(
+            "--eval needs a source that tells its preprocessing",
+            why=f"{stages.options.source.source} does not",
+            do="leave --eval away",
+        )
+    pictures = _pictures(stages, model)
+    limits = batch_range(model.inputs, ranges)
+    found = predictions(
+        session, pictures, model.preprocess, batch=limits.opt, fixed=limits.min > 1, progress=stages.progress
+    )
+    return Originals(
+        runtime=session.runtime,
+        predictions={sha256_of(p.path): int(c) for p, c in zip(pictures, found, strict=True)},
+    )
+
+
+def labels_of(stages: Stages, model: ModelReport) -> tuple[str, ...] | None:
+    """The user's, else the source's. Raises SpecError where their number is not the model's classes'."""
+    if stages.options.labels is None:
+        return model.labels
+    labels, classes = read_labels(Path(stages.options.labels)), classes_of(model.export.outputs)
+    if classes is not None and len(labels) != classes:
+        raise SpecError(
+            f"{stages.options.labels} has {len(labels)} labels, and the model {classes} classes",
+            why="each class needs one label, in the model's order",
+            do="use the file that belongs to this model",
+        )
+    return labels

@@ -1,0 +1,35 @@
+"""The range of every dynamic size."""
+
+from __future__ import annotations
+
+from trtship.deployment.options import DeployOptions
+from trtship.errors import SpecError
+from trtship.spec import DEFAULT_BATCH, ShapeRange, TensorSpec, batch_letter
+
+
+def ranges_of(options: DeployOptions, inputs: tuple[TensorSpec, ...]) -> dict[str, ShapeRange]:
+    """A range for every letter. Raises SpecError for one missing, and for --batch on a fixed batch."""
+    letter, batch = batch_letter(inputs), options.batch
+    if letter is None and batch is not None and tuple(map(str, inputs[0].shape[:1])) != (str(batch),):
+        raise SpecError(
+            f"--batch {batch} does not fit the model",
+            why=f"its input {inputs[0]} has a fixed batch",
+            do="leave --batch away, or make the model's batch dynamic",
+        )
+    if letter in options.sizes:
+        raise SpecError(f"--size {letter}: that is the batch", why=f"as in {inputs[0]}", do="use --batch for it")
+    given = {**options.sizes, **({letter: batch or DEFAULT_BATCH} if letter else {})}
+    wanted = {name for spec in inputs for name in spec.letters}
+    for name in sorted(given.keys() - wanted):
+        raise SpecError(
+            f"--size {name}: no input has a dynamic size {name}",
+            why=f"the inputs are {', '.join(map(str, inputs))}",
+            do="leave it away",
+        )
+    for name in sorted(wanted - given.keys()):
+        raise SpecError(
+            f"no range for the dynamic size {name}",
+            why=f"the inputs are {', '.join(map(str, inputs))}",
+            do=f"add --size {name}=MIN:OPT:MAX",
+        )
+    return {name: given[name] for name in sorted(wanted)}
