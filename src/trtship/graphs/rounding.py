@@ -65,7 +65,7 @@ def rounding_bound(model: onnx_ir.Model, precision: Precision) -> RoundingBound:
             why=f"none of its tensors is {precision.graph_dtype}",
             do="use --precision fp32: there is nothing in this graph that could be in a lower one",
         )
-    longest = _longest_path(typed, precision)
+    longest = _largest(roundings_up_to(typed, precision).values())
     bound = LAMBDA * math.sqrt(longest.variance)
     return RoundingBound(
         bound=bound,
@@ -77,17 +77,18 @@ def rounding_bound(model: onnx_ir.Model, precision: Precision) -> RoundingBound:
     )
 
 
-def _longest_path(model: onnx_ir.Model, precision: Precision) -> Rounding:
-    """The largest sum of squared roundoffs over all paths; constants and integers start at none."""
-    so_far: dict[object, Rounding] = {}
-    longest = Rounding()
+def roundings_up_to(model: onnx_ir.Model, precision: Precision) -> dict[str, Rounding]:
+    """For each tensor that a node makes, by name: the largest sum of squared roundoffs over all paths to it.
+
+    Constants and integers start at none. `model` has its types and, where known, its shapes.
+    """
+    so_far: dict[str, Rounding] = {}
     for node in model.graph:
-        before = _largest(so_far.get(value, Rounding()) for value in node.inputs if value is not None)
+        before = _largest(so_far.get(value.name or "", Rounding()) for value in node.inputs if value is not None)
         after = before + roundings_of(node, precision)
         for output in node.outputs:
-            so_far[output] = after
-        longest = _largest((longest, after))
-    return longest
+            so_far[output.name or ""] = after
+    return so_far
 
 
 def _largest(candidates: Iterable[Rounding]) -> Rounding:
