@@ -52,23 +52,37 @@ def from_json(data: bytes, kind: type[T], *, what: str) -> T:
 
 
 class Precision(StrEnum):
-    """Number format of the weights and activations inside a plan."""
+    """Number format of the weights and activations inside a plan.
+
+    `fp8` (E4M3) and `int8` are those of the products between QuantizeLinear and DequantizeLinear; all else is fp16.
+    """
 
     FP32 = "fp32"
     TF32 = "tf32"
     FP16 = "fp16"
     BF16 = "bf16"
+    FP8 = "fp8"
+    INT8 = "int8"
 
     @property
     def unit_roundoff(self) -> float:
-        """Half the gap between 1 and the next number: 2^-p for p bits of significand (IEEE 754; TF32 has 11)."""
-        bits = {"fp32": 24, "tf32": 11, "fp16": 11, "bf16": 8}[self.value]
+        """Half the gap between 1 and the next number: 2^-p for p bits of significand (IEEE 754; TF32 has 11).
+
+        Of a quantized plan, that of the tensors that are not quantized.
+        """
+        bits = {"fp32": 24, "bf16": 8}.get(self.value, 11)
         return float(2.0**-bits)
 
     @property
     def graph_dtype(self) -> str:
-        """Type of the tensors in the ONNX graph: TF32 is a way to multiply fp32 tensors, not a type."""
-        return {"fp16": "float16", "bf16": "bfloat16"}.get(self.value, "float32")
+        """Type of the tensors in the ONNX graph: TF32 is a way to multiply fp32 tensors, not a type. Of a quantized
+        graph, that of the tensors that are not quantized."""
+        return {"fp32": "float32", "tf32": "float32", "bf16": "bfloat16"}.get(self.value, "float16")
+
+    @property
+    def quantized(self) -> bool:
+        """Whether its graph has QuantizeLinear and DequantizeLinear, whose ranges are calibrated."""
+        return self in (Precision.FP8, Precision.INT8)
 
     @property
     def tf32(self) -> bool:

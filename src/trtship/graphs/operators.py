@@ -39,10 +39,9 @@ KEPT_IN_FP32 = (
         "Exp", "Log", "Pow", "Sqrt", "Reciprocal",
         "GridSample", "RoiAlign", "NonMaxSuppression", "Range", "EyeLike",
         "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial",
-        "QuantizeLinear", "DequantizeLinear",
     }
 )  # fmt: skip
-"""Statistics, functions that leave the range of fp16 or need its missing digits, coordinates, and quantisation.
+"""Statistics, functions that leave the range of fp16 or need its missing digits, and coordinates.
 
 `GlobalAveragePool` sums in fp32 by itself, and its result is no larger than its input. `BatchNormalization` divides by
 a running variance that fp16 may not hold; where it follows a convolution, simplification has folded it away.

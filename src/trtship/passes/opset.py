@@ -9,7 +9,7 @@ from trtship.errors import GraphError
 if TYPE_CHECKING:
     import onnx_ir
 
-IR_VERSION = {22: 10}
+IR_VERSION = {19: 9, 22: 10}
 
 
 def raise_opset(model: onnx_ir.Model, wanted: int) -> bool:
