@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 Found = TypeVar("Found")
 PASS_KEY, SOURCE_KEY = "trtship.pass", "pkg.torch.onnx.stack_trace"
+VALUE_KEY = "trtship.value"
+"""On a node that was put in: the name of the value whose place its result took, so that both can be compared."""
 
 
 class NearMiss(Record, frozen=True):
@@ -167,6 +169,10 @@ class Editor:
 
     def replace(self, old: onnx_ir.Value, new: onnx_ir.Value) -> None:
         """Everything that used `old` uses `new`, which takes its name where it is an output of the graph."""
+        maker, before = new.producer(), old.producer()
+        if maker is not None and len(maker.outputs) == 1:
+            stood_for = None if before is None else before.metadata_props.get(VALUE_KEY)
+            maker.metadata_props.setdefault(VALUE_KEY, stood_for or old.name or "")
         if old.is_graph_output():
             places = [index for index, value in enumerate(self._graph.outputs) if value is old]
             new.shape, new.type = old.shape, old.type
