@@ -52,7 +52,7 @@ def test_a_plan_and_how_it_was_made(rtx: Family, tmp_path: Path) -> None:
     plan = build(written(tmp_path / "m.onnx", PRODUCT, w=W), rtx)
     report = plan.report
     assert len(plan.data) > 1000
-    assert report.shapes == {"x": ((1, 4), (2, 4), (4, 4))}
+    assert report.profiles == ({"x": ((1, 4), (2, 4), (4, 4))},)
     assert (report.family, report.version, report.layers > 0) == ("tensorrt_rtx", rtx.version, True)
     assert report.plan_mib == round(len(plan.data) / 2**20, 2)
     assert bool(report.gpu) == bool(list_gpus())
@@ -266,7 +266,7 @@ def test_a_plan_file_of_a_graph_with_other_dynamic_sizes(tmp_path: Path) -> None
         plan_file_from_onnx(graph, tmp_path / "m.plan", precision=Precision.FP32, sizes={"z": RANGES["B"]})
     sizes = {"t": ShapeRange(min=2, opt=3, max=4)}
     report = plan_file_from_onnx(graph, tmp_path / "m.plan", precision=Precision.FP32, batch=RANGES["B"], sizes=sizes)
-    assert report.shapes == {"x": ((1, 2, 4), (2, 3, 4), (4, 4, 4))}
+    assert report.profiles == ({"x": ((1, 2, 4), (2, 3, 4), (4, 4, 4))},)
 
 
 INTERRUPTED = """

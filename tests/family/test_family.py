@@ -38,6 +38,7 @@ OWNERS = {
     "engine": "ICudaEngine",
     "_engine": "ICudaEngine",
     "_context": "IExecutionContext",
+    "context": "IExecutionContext",
     "inspector": "EngineInspector",
 }
 """What our code calls a TensorRT object -> its class."""

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from trtship.bundle.bundle import Bundle
 from trtship.engine import LAYERS_FILE, KernelReport, PlanLayers, kernels_of
+from trtship.engine.profiles import profiles_of
 from trtship.errors import BundleError
-from trtship.spec import from_json
+from trtship.family.profiles import narrowest
+from trtship.spec import batch_letter, from_json
 
 
-def bundle_kernels(bundle: Bundle) -> KernelReport:
-    """The plan's layers, joined with the graph that it was built from.
+def bundle_kernels(bundle: Bundle, *, batch: int | None = None) -> KernelReport:
+    """The layers that the plan runs at a batch size (its opt unless given), joined with the graph it was built from.
 
-    Raises BundleError where the layers were not recorded, DependencyError where onnx is not installed.
+    Raises BundleError where the layers were not recorded, InputError for a batch that the plan does not take,
+    DependencyError where onnx is not installed.
     """
     name = f"evidence/{LAYERS_FILE}"
     if name not in bundle.manifest.files:
@@ -21,4 +24,11 @@ def bundle_kernels(bundle: Bundle) -> KernelReport:
             do="deploy the model again, to a new folder (-o)",
         )
     layers = from_json(bundle.read(name), PlanLayers, what=str(bundle.folder / name))
-    return kernels_of(bundle.path(bundle.manifest.precision_graph), layers)
+    m = bundle.manifest
+    sizes = {letter: r.opt for letter, r in m.ranges.items()}
+    letter = batch_letter(m.plan_inputs)
+    if batch is not None and letter is not None:
+        sizes[letter] = batch
+    shapes = {spec.name: spec.with_sizes(sizes) for spec in m.plan_inputs}
+    profile = narrowest(profiles_of(m.plan_inputs, m.ranges, single=m.profiles), shapes)
+    return kernels_of(bundle.path(m.precision_graph), layers, profile=profile)

@@ -47,9 +47,9 @@ class Manifest(Record, frozen=True):
 
     `graph` is the fp32 ONNX graph after all rewrites, `precision_graph` the strongly typed one that the plan was built
     from (the same file for fp32 and tf32), `plan` the serialized engine, `labels` a text file with one a line; paths
-    are relative to the bundle. `files` maps every file but the manifest to its SHA-256. `recipe` is everything that the
-    bundle was made from, `bounds` the derived gate on relative L2 for each subject, `max_drop` the gate on top-1, in
-    points.
+    are relative to the bundle. `profiles` are the batch sizes that the plan has kernels of their own for. `files` maps
+    every file but the manifest to its SHA-256. `recipe` is everything that the bundle was made from, `bounds` the
+    derived gate on relative L2 for each subject, `max_drop` the gate on top-1, in points.
     """
 
     schema: int
@@ -78,6 +78,7 @@ class Manifest(Record, frozen=True):
     verdicts: tuple[Verdict, ...]
     recipe: dict[str, Any]
     files: dict[str, str]
+    profiles: tuple[int, ...] = ()
 
 
 def seal(manifest: Manifest) -> bytes:

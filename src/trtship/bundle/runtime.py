@@ -136,6 +136,7 @@ def _rebuilt(bundle: Bundle, family: Family, device: int, why: str, progress: Pr
         "family": str(family),
         "gpu": [gpu.name, gpu.compute_capability, gpu.driver],
         "ranges": {letter: str(r) for letter, r in m.ranges.items()},
+        "profiles": list(m.profiles),
         "precision": m.precision.value,
     }
 
@@ -147,6 +148,7 @@ def _rebuilt(bundle: Bundle, family: Family, device: int, why: str, progress: Pr
                 family=family,
                 inputs=m.plan_inputs,
                 ranges=m.ranges,
+                single=m.profiles,
                 precision=m.precision,
                 progress=progress,
             )

@@ -25,6 +25,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     from pathlib import Path
 
     from trtship.engine import plan_file_from_onnx
+    from trtship.engine.profiles import parse_profiles
     from trtship.spec import Precision, ShapeRange, parse_sizes
 
     report = plan_file_from_onnx(
@@ -33,6 +34,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         precision=Precision.parse(arguments.precision),
         batch=None if arguments.batch is None else ShapeRange.parse(arguments.batch),
         sizes=parse_sizes(arguments.size),
+        profiles=parse_profiles(arguments.profiles),
         io_dtype=arguments.io_dtype,
         family=arguments.family,
         targets=tuple(arguments.target),

@@ -42,6 +42,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
             precision=arguments.precision,
             batch=arguments.batch,
             sizes=arguments.size,
+            profiles=arguments.profiles,
             io_dtype=arguments.io_dtype,
             opset=arguments.opset,
             exporter=arguments.exporter,

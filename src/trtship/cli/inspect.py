@@ -20,14 +20,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="show instead which kernels the plan runs, and which attention blocks got a fused one",
     )
+    parser.add_argument("--batch", metavar="N", help="with --kernels: of which batch size (default: --batch's OPT)")
 
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
     from trtship.bundle import Bundle
+    from trtship.cli.options import positive
+    from trtship.errors import SpecError
 
     bundle = Bundle.open(arguments.bundle, progress=console.progress)
     if arguments.kernels:
-        return _kernels(bundle, console)
+        return _kernels(bundle, None if arguments.batch is None else positive(arguments.batch, "--batch"), console)
+    if arguments.batch is not None:
+        raise SpecError("--batch tells of which size --kernels are", why="--kernels was not given", do="add --kernels")
     stages = ("export", "simplify", "optimize", "precision", "build")
     console.result({"manifest": bundle.manifest, "evidence": {stage: bundle.evidence(stage) for stage in stages}})
     if not console.json:
@@ -35,11 +40,11 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     return 0
 
 
-def _kernels(bundle: Bundle, console: Console) -> int:
+def _kernels(bundle: Bundle, batch: int | None, console: Console) -> int:
     from trtship.bundle.kernels import bundle_kernels
     from trtship.cli.kernels import show_kernels
 
-    report = bundle_kernels(bundle)
+    report = bundle_kernels(bundle, batch=batch)
     console.result({"kernels": report})
     if not console.json:
         show_kernels(report, console)

@@ -80,6 +80,12 @@ def add_build(parser: argparse.ArgumentParser) -> None:
         "--batch", metavar="MIN:OPT:MAX", help="batch sizes of the plan, or one fixed size (default: 1:8:32)"
     )
     parser.add_argument(
+        "--profiles",
+        metavar="N,N,N",
+        help="batch sizes that get kernels of their own, which are faster than those for the whole range; none, or "
+        "such as 1,8,32 (default: --batch's MIN, OPT and MAX)",
+    )
+    parser.add_argument(
         "--size",
         action="append",
         default=[],

@@ -16,6 +16,7 @@ from trtship.bundle.manifest import SCHEMA, Machine, Manifest, SourceInfo
 from trtship.deployment.making import Common, Made
 from trtship.deployment.options import versions
 from trtship.deployment.stages import GRAPH, PLAN, REPORT, Stages
+from trtship.deployment.stages.sizes import profiles_in
 from trtship.engine import LAYERS_FILE
 from trtship.gpu import list_gpus
 from trtship.sources import SourceOptions
@@ -98,6 +99,7 @@ def _manifest(stages: Stages, common: Common, made: Made, *, name: str, names: _
         plan_inputs=made.inputs,
         plan_outputs=made.outputs,
         ranges=ranges,
+        profiles=profiles_in(options, model.inputs, ranges),
         preprocess=model.preprocess,
         labels=None if common.labels is None else "labels.txt",
         graph=names.graph,

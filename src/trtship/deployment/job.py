@@ -54,6 +54,7 @@ def deploy(
     precision: str = "fp16",
     batch: str | None = None,
     sizes: Sequence[str] = (),
+    profiles: str | None = None,
     io_dtype: str = "float32",
     opset: int | None = None,
     exporter: str | None = None,
@@ -68,7 +69,8 @@ def deploy(
 ) -> DeployResult:
     """Make a verified bundle at `output` from `source`; the options are those of `trtship deploy --help`.
 
-    `batch` is `"MIN:OPT:MAX"` or one size; `sizes` are `"L=MIN:OPT:MAX"` for other dynamic sizes; `inputs` are
+    `batch` is `"MIN:OPT:MAX"` or one size; `sizes` are `"L=MIN:OPT:MAX"` for other dynamic sizes; `profiles` is
+    `"none"` or the batch sizes that get kernels of their own, `"1,8,32"` (min, opt and max unless given); `inputs` are
     `"NAME=Bx3x80x80[:int64]"`; `passes` are `"all"`, `"none"` or names with commas between them, of the rewrites that
     make the graph faster. A bundle that stands at `output` and was made from the same recipe is left as it is;
     any other needs `force`.
@@ -89,6 +91,7 @@ def deploy(
         precision=precision,
         batch=batch,
         sizes=sizes,
+        profiles=profiles,
         io_dtype=io_dtype,
         opset=opset,
         exporter=exporter,

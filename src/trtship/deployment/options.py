@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from trtship import __version__
+from trtship.engine.profiles import parse_profiles
 from trtship.errors import OutputError, SpecError
 from trtship.export.onnx import check_opset
 from trtship.export.source import parse_exporter
@@ -28,14 +29,16 @@ class DeployOptions(Record, frozen=True):
     """What `deploy` was asked to do.
 
     `batch` is None for the default (1:8:32, or the model's own where that is fixed); `sizes` are the ranges of the
-    other letters; `io_dtype` is the type of the plan's floating inputs and outputs; `passes` are the names of the
-    rewrites that make the graph faster, in the order in which they run; `max_drop` is in points of top-1.
+    other letters; `profiles` are the batch sizes with kernels of their own (None: min, opt and max); `io_dtype` is the
+    type of the plan's floating inputs and outputs; `passes` are the names of the rewrites that make the graph faster,
+    in the order in which they run; `max_drop` is in points of top-1.
     """
 
     source: SourceOptions
     precision: Precision = Precision.FP16
     batch: ShapeRange | None = None
     sizes: dict[str, ShapeRange] = msgspec.field(default_factory=dict)
+    profiles: tuple[int, ...] | None = None
     io_dtype: str = "float32"
     opset: int | None = None
     exporter: str | None = None
@@ -53,6 +56,7 @@ class DeployOptions(Record, frozen=True):
         precision: str,
         batch: str | None,
         sizes: Sequence[str],
+        profiles: str | None,
         passes: str,
         targets: Sequence[str],
         eval_dir: str | Path | None,
@@ -65,6 +69,7 @@ class DeployOptions(Record, frozen=True):
             precision=Precision.parse(precision),
             batch=None if batch is None else ShapeRange.parse(batch),
             sizes=parse_sizes(sizes),
+            profiles=parse_profiles(profiles),
             passes=parse_passes(passes),
             targets=tuple(dict.fromkeys(targets)),
             eval_dir=None if eval_dir is None else str(eval_dir),
@@ -117,6 +122,7 @@ def recipe_of(options: DeployOptions, *, model: dict[str, str], family: str) -> 
         "io_dtype": options.io_dtype,
         "batch": None if options.batch is None else str(options.batch),
         "sizes": {letter: str(r) for letter, r in sorted(options.sizes.items())},
+        "profiles": None if options.profiles is None else list(options.profiles),
         "family": family,
         "targets": list(options.targets),
         "gpu": [gpus[0].name, gpus[0].compute_capability, gpus[0].driver] if gpus else None,

@@ -13,6 +13,7 @@ import msgspec
 
 from trtship.engine.layers import PlanLayers, layers_of
 from trtship.engine.problems import explain_build, explain_parse
+from trtship.engine.profiles import profiles_of
 from trtship.errors import Cancelled, DeviceError, GraphError, SpecError
 from trtship.family import Family
 from trtship.family.logger import recording, recording_layers
@@ -24,9 +25,9 @@ from trtship.spec import Precision, Record, ShapeRange, TensorSpec
 class BuildReport(Record, frozen=True):
     """How a plan was made. `gpu` is the one it was built on, empty when it was built ahead of time without one.
 
-    `targets` are the compute capabilities it was built for, empty for all that the family supports; `shapes` maps
-    each input to its profile's min, opt and max shape; `environment` are variables that must be set alike where
-    the plan is run (trtship sets them itself).
+    `targets` are the compute capabilities it was built for, empty for all that the family supports; each of `profiles`
+    maps each input to its min, opt and max shape; `environment` are variables that must be set alike where the plan is
+    run (trtship sets them itself).
     """
 
     family: str
@@ -36,7 +37,7 @@ class BuildReport(Record, frozen=True):
     targets: tuple[str, ...]
     tf32: bool
     environment: dict[str, str]
-    shapes: dict[str, tuple[tuple[int, ...], ...]]
+    profiles: tuple[dict[str, tuple[tuple[int, ...], ...]], ...]
     layers: int
     seconds: float
     plan_mib: float
@@ -61,18 +62,20 @@ def plan_from_onnx(
     family: Family,
     inputs: Sequence[TensorSpec],
     ranges: Mapping[str, ShapeRange],
+    single: Sequence[int] = (),
     precision: Precision = Precision.FP32,
     targets: Sequence[str] = (),
     progress: Progress = SILENT,
 ) -> Plan:
-    """Parse `graph` and build it with one optimization profile over `ranges`, which has a range for every letter.
+    """Parse `graph` and build it with an optimization profile over `ranges`, which has a range for every letter, and
+    one for each batch size in `single` (see `trtship.engine.profiles`).
 
     `precision` only decides about TF32, which is a way to multiply and no type in the graph. Ctrl-C, or any
     exception in the main thread, cancels the build at TensorRT's next step.
 
     Raises GraphError (an op or shape TensorRT lacks), SpecError (`targets`, `ranges`), BuildError, Cancelled.
     """
-    shapes = {spec.name: _profile(spec, ranges) for spec in inputs}
+    profiles = profiles_of(inputs, ranges, single=single)
     targets = tuple(dict.fromkeys(targets))
     check_can_build(family, targets)
     gpus = list_gpus()
@@ -88,7 +91,7 @@ def plan_from_onnx(
         config = family.create_config(
             builder,
             network,
-            shapes=shapes,
+            profiles=profiles,
             tf32=precision.tf32,
             targets=targets,
             on_step=watch.on_step,
@@ -104,7 +107,7 @@ def plan_from_onnx(
             targets=targets,
             tf32=precision.tf32,
             environment=family.environment(tf32=precision.tf32),
-            shapes=shapes,
+            profiles=profiles,
             layers=int(network.num_layers),
             seconds=round(time.monotonic() - begun, 2),
             plan_mib=round(len(data) / 2**20, 2),
@@ -131,18 +134,6 @@ def check_can_build(family: Family, targets: Sequence[str]) -> None:
                 why=f"it takes {', '.join(known)}" if known else "full TensorRT builds for the GPU of this machine",
                 do="leave --target away to build for all that it supports" if known else "leave --target away",
             )
-
-
-def _profile(spec: TensorSpec, ranges: Mapping[str, ShapeRange]) -> tuple[tuple[int, ...], ...]:
-    missing = [letter for letter in spec.letters if letter not in ranges]
-    if missing:
-        raise SpecError(
-            f"no range for the dynamic size {missing[0]} of input {spec}",
-            why="TensorRT needs the smallest, the usual and the largest of each dynamic size",
-            do=f"add --size {missing[0]}=MIN:OPT:MAX",
-        )
-    pick = [{letter: getattr(r, which) for letter, r in ranges.items()} for which in ("min", "opt", "max")]
-    return tuple(spec.with_sizes(sizes) for sizes in pick)
 
 
 def _check_inputs(network: Any, inputs: Sequence[TensorSpec], graph: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 
 from trtship.engine.build import BuildReport, check_can_build, plan_from_onnx
+from trtship.engine.profiles import usual_profiles
 from trtship.errors import SpecError
 from trtship.family import choose_family
 from trtship.files import refuse_to_replace, whole_file
@@ -25,6 +26,7 @@ def plan_file_from_onnx(
     precision: Precision,
     batch: ShapeRange | None = None,
     sizes: Mapping[str, ShapeRange] | None = None,
+    profiles: Sequence[int] | None = None,
     io_dtype: str = "float32",
     family: str | None = None,
     targets: Sequence[str] = (),
@@ -34,6 +36,7 @@ def plan_file_from_onnx(
 ) -> BuildReport:
     """Write the plan to `target` and TensorRT's log to `log` (default: `target` + `.log`).
 
+    `profiles` are the batch sizes that get kernels of their own, None for the usual ones: the range's min, opt and max.
     The graph is fp32, as `trtship export` writes it; its precision is set first. Raises UserError, BuildError.
     """
     log = log or target.with_name(target.name + ".log")
@@ -60,6 +63,7 @@ def plan_file_from_onnx(
             why=f"its inputs are {', '.join(map(str, loaded.inputs))}",
             do="leave its --batch or --size away",
         )
+    single = usual_profiles(loaded.inputs, ranges) if profiles is None else profiles
     with tempfile.TemporaryDirectory() as folder:
         typed = Path(folder) / graph.name  # the name that TensorRT's complaints should have
         to_precision(graph, typed, precision, io_dtype=io_dtype)
@@ -70,6 +74,7 @@ def plan_file_from_onnx(
                 family=chosen,
                 inputs=inputs,
                 ranges=ranges,
+                single=single,
                 precision=precision,
                 targets=targets,
                 progress=progress,

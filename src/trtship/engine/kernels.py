@@ -66,10 +66,12 @@ class Placement(Record, frozen=True):
 class KernelReport(Record, frozen=True):
     """`kinds` counts the layers by their kind, `moving` are those that only move or convert data. `unjoined_layers`
     name no node of the graph, `unjoined_names` are names of nodes that the graph does not have, or not only once.
-    `source` and `reason` are those of the plan's list of layers."""
+    `source` and `reason` are those of the plan's list of layers. All are of one optimization profile, whose index is
+    `profile`."""
 
     source: str
     reason: str
+    profile: int
     layers: int
     kinds: dict[str, int]
     attention: tuple[AttentionKernels, ...]
@@ -80,23 +82,25 @@ class KernelReport(Record, frozen=True):
     unjoined_names: tuple[str, ...]
 
 
-def kernels_of(graph: Path, plan: PlanLayers) -> KernelReport:
-    """Join `plan`'s layers with the nodes of the ONNX file that it was built from. Raises GraphError."""
+def kernels_of(graph: Path, plan: PlanLayers, *, profile: int = 0) -> KernelReport:
+    """Join a profile's layers with the nodes of the ONNX file that the plan was built from. Raises GraphError."""
     model = load_graph(graph)
-    join = _Join(model.graph, plan.layers)
+    layers = tuple(layer for layer in plan.layers if layer.profile == profile)
+    join = _Join(model.graph, layers)
     blocks = tuple(attention_blocks(model.graph))
     batches = Batches(model) if blocks else None
     return KernelReport(
         source=plan.source,
         reason=plan.reason,
-        layers=len(plan.layers),
-        kinds=dict(Counter(layer.kind for layer in plan.layers)),
+        profile=profile,
+        layers=len(layers),
+        kinds=dict(Counter(layer.kind for layer in layers)),
         attention=tuple(_attention(block, join, batches) for block in blocks if batches is not None),
         gelu=_placement((node for node in model.graph if _is_gelu(node)), join),
         layer_norm=_placement((node for node in model.graph if node.op_type == "LayerNormalization"), join),
-        moving=tuple(layer.name for layer in plan.layers if _moves(layer)),
-        unjoined_layers=tuple(layer.name for layer in plan.layers if not join.nodes(layer)),
-        unjoined_names=tuple(dict.fromkeys(n for layer in plan.layers for n in layer.nodes if n not in join.by_name)),
+        moving=tuple(layer.name for layer in layers if _moves(layer)),
+        unjoined_layers=tuple(layer.name for layer in layers if not join.nodes(layer)),
+        unjoined_names=tuple(dict.fromkeys(n for layer in layers for n in layer.nodes if n not in join.by_name)),
     )
 
 

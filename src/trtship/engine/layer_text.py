@@ -11,6 +11,8 @@ import json
 import re
 from typing import Any
 
+import msgspec
+
 from trtship.spec import Record
 
 
@@ -28,7 +30,7 @@ class Layer(Record, frozen=True):
 
     `kind` is TensorRT's word (`gemm`, `kgen`, `runtime_fusion` ...), `nodes` the ONNX nodes that it came from (none
     where TensorRT says none), `tactic` the kernel's name; `kind` and `tactic` are empty where they are not given.
-    Weights and other constants are no inputs.
+    Weights and other constants are no inputs. `profile` is the index of the optimization profile that it runs in.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Layer(Record, frozen=True):
     inputs: tuple[LayerTensor, ...]
     outputs: tuple[LayerTensor, ...]
     tactic: str
+    profile: int = 0
 
 
 DTYPES = {
@@ -53,6 +56,8 @@ _TENSOR = re.compile(
 )
 _TACTIC = re.compile(r", TacticName: (.*?)(?=, [A-Z]\w*: |\Z)", re.DOTALL)
 _METADATA = re.compile(r", Metadata: (.*)\Z", re.DOTALL)
+_PROFILE = re.compile(r" \[profile (\d+)\]")
+_PIECE = re.compile(r"_myl(\d+)_\d+\Z")
 _END = re.compile(r"\n\n(?=\S[^\n]*:\n|\Z)")
 
 
@@ -61,7 +66,26 @@ def layers_from_text(text: str) -> tuple[tuple[Layer, ...], int]:
     listed = _END.split(text.partition("Layers:")[2], maxsplit=1)[0]
     entries = [entry for entry in re.split(r"\n(?=Name: )", listed) if entry.strip()]
     found = [_layer_of(entry.rstrip("\n")) for entry in entries]
-    return tuple(layer for layer in found if layer is not None), found.count(None)
+    return _with_profiles([layer for layer in found if layer is not None]), found.count(None)
+
+
+def _with_profiles(layers: list[Layer]) -> tuple[Layer, ...]:
+    """Each with its profile.
+
+    TensorRT adds `[profile 1]` to the names that come from the graph, for all profiles but the first. Kernels that it
+    generates bear the number of the piece of the graph that they are in (`_myl1_37`); a piece is of one profile.
+    """
+    pieces: dict[str, int] = {}
+    for layer in layers:
+        said, piece = _PROFILE.search(layer.name), _PIECE.search(layer.name)
+        if said and piece:
+            pieces[piece[1]] = int(said[1])
+    found, last = [], 0
+    for layer in layers:
+        said, piece = _PROFILE.search(layer.name), _PIECE.search(layer.name)
+        last = int(said[1]) if said else pieces.get(piece[1], 0) if piece else last
+        found.append(msgspec.structs.replace(layer, profile=last))
+    return tuple(found)
 
 
 def _layer_of(entry: str) -> Layer | None:
@@ -99,7 +123,7 @@ def layers_from_json(text: str) -> tuple[Layer, ...]:
     listed = plain.get("Layers") if isinstance(plain, dict) else None
     if not isinstance(listed, list):
         raise ValueError('it has no list of "Layers"')
-    return tuple(_layer_of_json(one if isinstance(one, dict) else {"Name": one}) for one in listed)
+    return _with_profiles([_layer_of_json(one if isinstance(one, dict) else {"Name": one}) for one in listed])
 
 
 def _layer_of_json(one: dict[str, Any]) -> Layer:

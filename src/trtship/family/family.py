@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import msgspec
 from trtship.errors import BuildError, DependencyError, DeviceError, SpecError
 from trtship.family.engine import Engine
 from trtship.family.logger import logger_of, recording
+from trtship.family.profiles import Profile
 from trtship.family.tf32 import environment, environment_for, settle
 
 # family -> names under which pip may have installed it, and what installs it
@@ -150,18 +151,19 @@ class Family:
         builder: Any,
         network: Any,
         *,
-        shapes: Mapping[str, tuple[tuple[int, ...], ...]],
+        profiles: Sequence[Profile],
         tf32: bool,
         targets: Sequence[str],
         on_step: StepCallback,
     ) -> Any:
-        """The builder's configuration: one profile with `shapes` (min, opt, max of each input), TF32 or not."""
+        """The builder's configuration: `profiles` in their order, TF32 or not."""
         config = builder.create_builder_config()
-        profile = builder.create_optimization_profile()
-        for name, (low, opt, high) in shapes.items():
-            profile.set_shape(name, low, opt, high)
-        if config.add_optimization_profile(profile) < 0:
-            raise BuildError("TensorRT refused the optimization profile", why=f"shapes: {dict(shapes)}")
+        for shapes in profiles:
+            profile = builder.create_optimization_profile()
+            for name, (low, opt, high) in shapes.items():
+                profile.set_shape(name, low, opt, high)
+            if config.add_optimization_profile(profile) < 0:
+                raise BuildError("TensorRT refused the optimization profile", why=f"shapes: {dict(shapes)}")
         (config.set_flag if tf32 else config.clear_flag)(self.module.BuilderFlag.TF32)
         config.profiling_verbosity = self.module.ProfilingVerbosity.DETAILED
         if targets:

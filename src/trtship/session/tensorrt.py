@@ -10,6 +10,7 @@ import numpy as np
 
 from trtship.errors import DeviceError
 from trtship.family import Engine, Family
+from trtship.family.profiles import narrowest
 from trtship.gpu import list_gpus
 from trtship.needs import need
 from trtship.session.base import Array, Session, is_torch
@@ -55,7 +56,8 @@ class TensorRTSession(Session):
         self._buffers: dict[str, tuple[int, int]] = {}
         self._stream = self._cuda.create_stream()
         self._torch_stream: Any = None
-        self._engine.prepare()
+        opt = {name: shapes[1] for name, shapes in self._engine.profiles[0].items()}
+        self._set_shapes(opt)  # a plan that this GPU cannot run is told now
 
     def _ranges(self) -> dict[str, ShapeRange]:
         found: dict[str, ShapeRange] = {}
@@ -82,8 +84,16 @@ class TensorRTSession(Session):
                 )
             return self._run_torch(torch, feeds)
 
+    def _set_shapes(self, shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+        """The output shapes, with everything ready to run: the first call for a profile takes seconds."""
+        profile = narrowest(self._engine.profiles, shapes)
+        if not self._engine.is_prepared(profile):
+            self._engine.prepare(profile, self._stream)
+            self._cuda.synchronize(self._stream)
+        return self._engine.set_shapes(shapes, profile)
+
     def _run_numpy(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        shapes = self._engine.set_shapes({name: tuple(array.shape) for name, array in feeds.items()})
+        shapes = self._set_shapes({name: tuple(array.shape) for name, array in feeds.items()})
         sources = {name: np.ascontiguousarray(array) for name, array in feeds.items()}
         results = {spec.name: np.empty(shapes[spec.name], spec.dtype) for spec in self.outputs}
         addresses = {name: self._buffer(name, array.nbytes) for name, array in {**sources, **results}.items()}
@@ -98,7 +108,7 @@ class TensorRTSession(Session):
     def _run_torch(self, torch: Any, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """On the caller's current stream; on a stream of ours beside it when that is the legacy default stream,
         on which TensorRT would synchronize the whole device."""
-        shapes = self._engine.set_shapes({name: tuple(tensor.shape) for name, tensor in feeds.items()})
+        shapes = self._set_shapes({name: tuple(tensor.shape) for name, tensor in feeds.items()})
         device = next(iter(feeds.values())).device
         sources = {name: tensor.detach().contiguous() for name, tensor in feeds.items()}
         results = {

@@ -8,6 +8,7 @@ from typing import Any
 
 from trtship.cache import Entry
 from trtship.deployment.stages.base import GRAPH, PLAN, REPORT, Stages, graph_digests
+from trtship.deployment.stages.sizes import profiles_in
 from trtship.engine import LAYERS_FILE, plan_from_onnx
 from trtship.spec import Precision, ShapeRange, TensorSpec, from_json, to_json
 from trtship.verify import Verdict
@@ -17,6 +18,7 @@ def build(
     stages: Stages, graph: Entry, precision: Precision, inputs: tuple[TensorSpec, ...], ranges: Mapping[str, ShapeRange]
 ) -> Entry:
     """Strongly typed graph -> plan."""
+    single = profiles_in(stages.options, inputs, ranges)
 
     def make(folder: Path) -> None:
         with stages.progress.stage("build the plan", f"with {stages.family}"):
@@ -25,6 +27,7 @@ def build(
                 family=stages.family,
                 inputs=inputs,
                 ranges=ranges,
+                single=single,
                 precision=precision,
                 targets=stages.options.targets,
                 progress=stages.progress,
@@ -37,6 +40,7 @@ def build(
     key = {
         "graph": graph_digests(graph),
         "ranges": {letter: str(r) for letter, r in ranges.items()},
+        "profiles": list(single),
         "tf32": precision.tf32,
         **stages.part("family", "targets", "gpu"),
     }

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from trtship.deployment.options import DeployOptions
+from trtship.engine.profiles import profiles_of, usual_profiles
 from trtship.errors import SpecError
 from trtship.spec import DEFAULT_BATCH, ShapeRange, TensorSpec, batch_letter
 
 
 def ranges_of(options: DeployOptions, inputs: tuple[TensorSpec, ...]) -> dict[str, ShapeRange]:
-    """A range for every letter. Raises SpecError for one missing, and for --batch on a fixed batch."""
+    """A range for every letter. Raises SpecError for one missing, for --batch on a fixed batch, and for a batch in
+    --profiles that the plan does not take."""
     letter, batch = batch_letter(inputs), options.batch
     if letter is None and batch is not None and tuple(map(str, inputs[0].shape[:1])) != (str(batch),):
         raise SpecError(
@@ -32,4 +36,13 @@ def ranges_of(options: DeployOptions, inputs: tuple[TensorSpec, ...]) -> dict[st
             why=f"the inputs are {', '.join(map(str, inputs))}",
             do=f"add --size {name}=MIN:OPT:MAX",
         )
-    return {name: given[name] for name in sorted(wanted)}
+    found = {name: given[name] for name in sorted(wanted)}
+    profiles_of(inputs, found, single=options.profiles or ())
+    return found
+
+
+def profiles_in(
+    options: DeployOptions, inputs: tuple[TensorSpec, ...], ranges: Mapping[str, ShapeRange]
+) -> tuple[int, ...]:
+    """The batch sizes that get kernels of their own."""
+    return usual_profiles(inputs, ranges) if options.profiles is None else options.profiles
