@@ -25,7 +25,7 @@ from trtship.spec import Record, batch_range, classes_of, from_json
 from trtship.verify import Bound, Evaluation, Picture, Verdict, compare, evaluate, not_run
 from trtship.verify.evaluate import predictions
 from trtship.verify.folder import labelled_pictures
-from trtship.verify.verdict import Gate, State
+from trtship.verify.verdict import State
 
 ORIGINALS = "evidence/originals.json"
 
@@ -116,7 +116,7 @@ class _Run:
             # a machine that cannot open it says nothing about it; a graph that nothing can open is no model's
             state: State = "not run" if isinstance(error, MachineError) else "failed"
             reason = f"{error.what}: {error.why}" if error.why else error.what
-            gates: tuple[Gate, ...] = ("rel_l2", "top1_drop") if wants_eval else ("rel_l2",)
+            gates: tuple[str, ...] = ("rel_l2", "top1_drop") if wants_eval else ("rel_l2",)
             return tuple(Verdict(subject=subject, gate=gate, state=state, reason=reason) for gate in gates)
         with session, self.progress.stage(f"verify {subject}", f"on {session.runtime}"):
             verdict = compare(

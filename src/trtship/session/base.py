@@ -43,6 +43,11 @@ class Session(ABC):
     outputs: tuple[TensorSpec, ...]
     ranges: Mapping[str, ShapeRange] = {}
     """The sizes that each letter of the inputs' shapes may take; a letter that is absent may take any."""
+    can_poison: bool = False
+    """Whether its outputs go to memory that outlives a run, and that `poison` can fill."""
+    poison: bool = False
+    """Set it to fill that memory with bytes of 0xFF before each run: NaN in every floating type, -1 in integers. What
+    a run leaves unwritten is then seen."""
 
     _closed = False
 

@@ -53,6 +53,10 @@ class Cuda:
     def free(self, address: int) -> None:
         self._check(self._rt.cudaFree(address))
 
+    def fill(self, address: int, byte: int, size: int, stream: int) -> None:
+        """Every byte of this memory becomes `byte`."""
+        self._check(self._rt.cudaMemsetAsync(address, byte, size, stream))
+
     def to_device(self, address: int, host: int, size: int, stream: int) -> None:
         kind = self._rt.cudaMemcpyKind.cudaMemcpyHostToDevice
         self._check(self._rt.cudaMemcpyAsync(address, host, size, kind, stream))

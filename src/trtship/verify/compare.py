@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trtship.errors import TrtshipError
-from trtship.measure import Measure, measure, worst
+from trtship.measure import Measure, measure
 from trtship.progress import SILENT, Progress
 from trtship.session.base import Session
 from trtship.verify.reference import Reference
-from trtship.verify.verdict import Bound, Verdict
+from trtship.verify.verdict import REL_L2, Bound, Verdict, judged
 
 
 def compare(
@@ -20,6 +20,7 @@ def compare(
     subject: str,
     batches: Sequence[int],
     bound: Bound,
+    gate: str = REL_L2,
     progress: Progress = SILENT,
 ) -> Verdict:
     """Run the reference rows at each batch size; passes when every output is finite and within `bound` (relative L2
@@ -34,7 +35,7 @@ def compare(
         except TrtshipError as error:
             return Verdict(
                 subject=subject,
-                gate="rel_l2",
+                gate=gate,
                 state="failed",
                 reason=f"it could not run at {sizes}: {error.what} ({error.why})",
                 runtime=session.runtime,
@@ -42,24 +43,7 @@ def compare(
                 measures=tuple(measures),
             )
         measures += [measure(expected[name], found[name], output=name, sizes=sizes) for name in expected]
-    largest = worst(measures)
-    reason = ""
-    if largest is None:
-        bad = next(m for m in measures if not m.finite)
-        reason = f"NaN or Inf in {bad.output} at {bad.sizes}"
-    elif not largest <= bound.value:
-        bad = max(measures, key=lambda m: m.rel_l2 or 0.0)
-        reason = f"{bad.output} is off by {largest:.3g} at {bad.sizes}, over the bound {bound.value:.3g}"
-    return Verdict(
-        subject=subject,
-        gate="rel_l2",
-        state="failed" if reason else "passed",
-        reason=reason,
-        runtime=session.runtime,
-        bound=bound,
-        worst=largest,
-        measures=tuple(measures),
-    )
+    return judged(subject, gate, measures, bound=bound, runtime=session.runtime)
 
 
 def as_session_takes(session: Session, feeds: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,95 @@
+"""What a probe is, and what it is given."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import msgspec
+import numpy as np
+
+from trtship.measure import Measure, measure
+from trtship.progress import SILENT, Progress
+from trtship.session.base import Session
+from trtship.verify.compare import as_session_takes
+from trtship.verify.reference import Reference
+from trtship.verify.verdict import Bound, Verdict, judged
+
+Outputs = Mapping[str, Any]
+
+
+class Attack:
+    """One subject under attack: an open session, how to open another, the reference rows, and the sizes to use.
+
+    `batches` are ascending; the probes use the middle one where one is enough. `bound` is that of the comparison with
+    the original, `pair` that of two runs of this subject with each other.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        open_another: Callable[[], Session],
+        reference: Reference,
+        *,
+        subject: str,
+        batches: Sequence[int],
+        bound: Bound,
+        progress: Progress = SILENT,
+    ) -> None:
+        self.session, self.open_another, self.reference = session, open_another, reference
+        self.subject, self.bound, self.pair, self.progress = subject, bound, bound.between_runs(), progress
+        self.batches = tuple(sorted(set(batches)))
+
+    @property
+    def batch(self) -> int:
+        """The usual one."""
+        return self.batches[len(self.batches) // 2]
+
+    @property
+    def several(self) -> tuple[int, ...]:
+        """The batches of two rows and more, where a row of the inputs makes a row of the outputs."""
+        return tuple(b for b in self.batches if b > 1 and self.reference.rowwise)
+
+    def rows(self, order: Iterable[int]) -> dict[str, Any]:
+        """Feeds of these rows of the reference, counted round and round. For a model of one fixed shape `order` has
+        as many entries as its batch has rows."""
+        index = np.asarray(list(order)) % self.reference.rows
+        return {name: np.ascontiguousarray(array[index]) for name, array in self.reference.inputs.items()}
+
+    def run(self, feeds: Mapping[str, Any], session: Session | None = None) -> dict[str, Any]:
+        """Outputs by name, in `feeds`' order of rows; floating feeds become what the session takes."""
+        session = session or self.session
+        return session.infer(as_session_takes(session, feeds))
+
+    def compare(self, expected: Outputs, found: Outputs, **sizes: int) -> list[Measure]:
+        """A measure for each output."""
+        return [measure(expected[name], found[name], output=name, sizes=sizes) for name in expected]
+
+    def same(self, probe: Probe, measures: Iterable[Measure]) -> Verdict:
+        """The verdict on runs that should be the same; what was measured is kept where it failed."""
+        return self.judged(probe, measures, bound=self.pair)
+
+    def judged(self, probe: Probe, measures: Iterable[Measure], *, bound: Bound) -> Verdict:
+        """The verdict of `probe`: what it claims stands in front of the reason."""
+        found = judged(self.subject, probe.name, list(measures), bound=bound, runtime=self.session.runtime)
+        if found.state == "passed":
+            return msgspec.structs.replace(found, measures=())
+        return msgspec.structs.replace(found, reason=f"{probe.claim}: {found.reason}")
+
+
+class Probe(ABC):
+    """One adversarial check. `name` is the gate's in the verdict, `claim` what does not hold where it fails."""
+
+    name: ClassVar[str]
+    claim: ClassVar[str]
+
+    @abstractmethod
+    def run(self, attack: Attack) -> Verdict | None:
+        """The verdict; None where the question has no meaning (one row has no neighbours). A TrtshipError that the
+        session raises fails the probe."""
+
+
+def taken(outputs: Outputs, index: Any) -> dict[str, Any]:
+    """These rows of every output."""
+    return {name: array[index] for name, array in outputs.items()}

@@ -1,0 +1,30 @@
+"""Outputs poisoned with NaN before each run: a plan that leaves part of its output unwritten is seen."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from trtship.verify.probes.base import Attack, Probe
+from trtship.verify.verdict import Verdict
+
+
+class PoisonedOutputs(Probe):
+    """The reference rows at every batch, the largest first, with NaN in the memory that the outputs go to: without
+    it, what is left there from a run before looks right. Sessions that make new outputs for each run have no such
+    memory."""
+
+    name: ClassVar[str] = "poisoned_outputs"
+    claim: ClassVar[str] = "every element of the outputs should be written"
+
+    def run(self, attack: Attack) -> Verdict | None:
+        if not attack.session.can_poison:
+            return None
+        attack.session.poison = True
+        try:
+            measures = []
+            for batch in reversed(attack.batches):
+                feeds, expected = attack.reference.at(batch)
+                measures += attack.compare(expected, attack.run(feeds), B=batch)
+        finally:
+            attack.session.poison = False
+        return attack.judged(self, measures, bound=attack.bound)
