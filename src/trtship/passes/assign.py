@@ -1,6 +1,6 @@
 """Which nodes of an fp32 graph compute in the low precision, and which stay in fp32.
 
-Five rules, in the order of `_stays`:
+The nodes that are named to be kept stay. Then five rules, in the order of `_stays`:
 
 1. Index arithmetic (floats that only become integers) is exact or wrong, so it stays.
 2. Operators of `KEPT_IN_FP32`, and those whose ONNX definition has no low-precision form, stay.
@@ -14,10 +14,13 @@ Five rules, in the order of `_stays`:
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
+from trtship.errors import SpecError
 from trtship.graphs.operators import ELEMENTWISE, FP32_SLOTS, KEPT_IN_FP32, MOVES, REDUCTIONS
 from trtship.passes.constants import in_range, is_tiny
+from trtship.passes.quantize_places import name_of
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -38,10 +41,21 @@ def is_constant(value: onnx_ir.Value) -> bool:
 
 
 class Assignment:
-    """`full` holds the nodes that stay in fp32; the graph has inferred types and no Constant nodes or subgraphs."""
+    """`full` holds the nodes that stay in fp32; the graph has inferred types and no Constant nodes or subgraphs.
 
-    def __init__(self, model: onnx_ir.Model, low: onnx_ir.DataType) -> None:
-        self._low = low
+    `keep` are nodes that stay whatever they are, by `name_of`; what only adds or scales their results stays with them,
+    by rule 4. Raises SpecError for a name that no node has.
+    """
+
+    def __init__(self, model: onnx_ir.Model, low: onnx_ir.DataType, *, keep: Collection[str] = ()) -> None:
+        self._low, self._keep = low, frozenset(keep)
+        unknown = self._keep - {name_of(node) for node in model.graph}
+        if unknown:
+            raise SpecError(
+                f"there is no node {min(unknown)!r} to keep in fp32",
+                why="the graph has none of that name",
+                do="check it",
+            )
         self._opsets = model.opset_imports
         self.full: set[onnx_ir.Node] = set()
         self._statistics: set[onnx_ir.Value] = set()
@@ -59,6 +73,8 @@ class Assignment:
 
     def _stays(self, node: onnx_ir.Node, variable: list[onnx_ir.Value]) -> bool:
         op = node.op_type
+        if name_of(node) in self._keep:
+            return True
         if node in self._indices or op in KEPT_IN_FP32 or not self._has_low_form(node):
             return True
         if op == "Cast":

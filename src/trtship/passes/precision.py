@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -28,15 +29,16 @@ BFLOAT16_OPSET = 22
 class PrecisionReport(Record, frozen=True):
     """What the pass did. Counts are of nodes, `constants` and `underflowed` of weight tensors and of their elements.
 
-    `kept` counts the nodes that stay in fp32 by operator. `underflowed` weights were not 0 and are now; `clipped`
-    lists the constants with finite elements beyond the type's range. `gelus` were written as `trtship.passes.gelu`
-    says.
+    `kept` counts the nodes that stay in fp32 by operator, `asked` names those that were to. `underflowed` weights were
+    not 0 and are now; `clipped` lists the constants with finite elements beyond the type's range. `gelus` were written
+    as `trtship.passes.gelu` says.
     """
 
     precision: Precision
     io_dtype: str
     low: int = 0
     kept: dict[str, int] = msgspec.field(default_factory=dict)
+    asked: tuple[str, ...] = ()
     casts: int = 0
     constants: int = 0
     underflowed: int = 0
@@ -47,17 +49,23 @@ class PrecisionReport(Record, frozen=True):
 class ToPrecision(Pass[PrecisionReport]):
     """fp16 and bf16: weights and activations in that type, statistics in fp32, inputs and outputs in `io_dtype`.
 
+    `keep` names nodes that compute in fp32 between casts; a product among them may still be multiplied in TF32.
+
     fp32 and tf32 leave the graph as it is: TF32 is a way to multiply fp32 tensors, which the builder chooses.
     Softmax runs in fp32 between two casts; LayerNormalization says `stash_type=1`, fp32 statistics, for itself.
     """
 
     name: ClassVar[str] = "precision"
 
-    def __init__(self, precision: Precision, *, io_dtype: str = "float32") -> None:
+    def __init__(self, precision: Precision, *, io_dtype: str = "float32", keep: Collection[str] = ()) -> None:
         if io_dtype not in ("float32", precision.graph_dtype):
             why = f"a graph in {precision.value} has inputs and outputs in float32 or {precision.graph_dtype}"
             raise SpecError(f"inputs and outputs cannot be {io_dtype}", why=why, do="leave it away for float32")
-        self.precision, self.io_dtype = precision, io_dtype
+        if keep and precision.graph_dtype == "float32":
+            raise SpecError(
+                f"no nodes can be kept in fp32 in {precision.value}", why="all are", do="leave them away, or use fp16"
+            )
+        self.precision, self.io_dtype, self.keep = precision, io_dtype, tuple(sorted(keep))
 
     def expected(self, inputs_and_outputs: Interface) -> Interface:
         def retyped(spec: TensorSpec) -> TensorSpec:
@@ -74,8 +82,8 @@ class ToPrecision(Pass[PrecisionReport]):
         import onnx_ir as ir
 
         low = ir.DataType[self.precision.graph_dtype.upper()]
-        _prepare(model, low)
-        assignment = Assignment(model, low)
+        prepare(model, low)
+        assignment = Assignment(model, low, keep=self.keep)
         for node in model.graph:
             if node.op_type in FP32_STATISTICS:
                 node.attributes["stash_type"] = ir.AttrInt64("stash_type", 1)
@@ -87,6 +95,7 @@ class ToPrecision(Pass[PrecisionReport]):
             io_dtype=self.io_dtype,
             low=len(floating) - len(assignment.full),
             kept=dict(sorted(Counter(node.op_type for node in assignment.full).items())),
+            asked=self.keep,
             casts=retyping.casts,
             constants=retyping.constants,
             underflowed=retyping.underflowed,
@@ -102,13 +111,17 @@ def to_precision(
     precision: Precision,
     *,
     io_dtype: str = "float32",
+    keep: Collection[str] = (),
     external_over: int = EXTERNAL_OVER,
 ) -> PrecisionReport:
-    """Write the graph at `source` to `target` in a precision. Raises GraphError, SpecError, OutputError."""
-    return ToPrecision(precision, io_dtype=io_dtype).apply(source, target, external_over=external_over)
+    """Write the graph at `source` to `target` in a precision, the nodes named in `keep` in fp32.
+
+    Raises GraphError, SpecError (a name that no node has among them), OutputError.
+    """
+    return ToPrecision(precision, io_dtype=io_dtype, keep=keep).apply(source, target, external_over=external_over)
 
 
-def _prepare(model: onnx_ir.Model, low: onnx_ir.DataType) -> None:
+def prepare(model: onnx_ir.Model, low: onnx_ir.DataType) -> None:
     """Functions inlined, constants as initializers, every tensor's type known."""
     from onnx_ir.passes import common
 
