@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
@@ -18,6 +20,7 @@ from trtship.progress import SILENT, Progress
 from trtship.verify import Reference, Verdict
 
 MANIFEST = "manifest.json"
+REPORT = "report.html"
 T = TypeVar("T")
 
 
@@ -48,9 +51,14 @@ class Bundle(msgspec.Struct, frozen=True):
                 do="mend its permissions, or copy it",
             ) from error
         bundle = Bundle(folder, read_manifest(data, where=str(folder / MANIFEST)))
-        with progress.stage("check hashes", folder.name):
-            for name in bundle.manifest.files:
-                bundle._check(name, sha256_of, lambda digest: digest)
+        try:
+            with progress.stage("check hashes", folder.name):
+                for name in bundle.manifest.files:
+                    bundle._check(name, sha256_of, lambda digest: digest)
+        except BundleCorruptError:
+            if not (folder / MANIFEST).is_file() or (folder / MANIFEST).read_bytes() == data:
+                raise
+            return Bundle.open(folder, progress=progress)  # a `with_files` elsewhere came in between
         return bundle
 
     def path(self, name: str) -> Path:
@@ -109,10 +117,45 @@ class Bundle(msgspec.Struct, frozen=True):
         )
 
     def with_verdicts(self, verdicts: tuple[Verdict, ...]) -> Bundle:
-        """Record new verdicts in the manifest on disk. Raises OutputError where it cannot be written."""
-        manifest = msgspec.structs.replace(self.manifest, verdicts=verdicts)
-        write_manifest(self.folder, manifest)
+        """Record new verdicts in the manifest on disk, where a report of other ones is listed no longer.
+
+        Raises OutputError where it cannot be written.
+        """
+        with _writing(self.folder):
+            files = {name: digest for name, digest in self.manifest.files.items() if name != REPORT}
+            manifest = msgspec.structs.replace(self.manifest, verdicts=verdicts, files=files)
+            write_manifest(self.folder, manifest)
         return Bundle(self.folder, manifest)
+
+    def with_files(self, files: Mapping[str, bytes]) -> Bundle:
+        """Put files of these names in, or in the place of those that stand there, and list them in the manifest.
+
+        The bundle is whole at every moment: what is to be replaced is first taken out of the list. Raises OutputError
+        where it cannot be written.
+        """
+        with _writing(self.folder):
+            others = {name: digest for name, digest in self.manifest.files.items() if name not in files}
+            if len(others) < len(self.manifest.files):
+                write_manifest(self.folder, msgspec.structs.replace(self.manifest, files=others))
+            for name, data in files.items():
+                with whole_file(_own(self.folder, name)) as draft:
+                    draft.write_bytes(data)
+            digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+            manifest = msgspec.structs.replace(self.manifest, files={**others, **digests})
+            write_manifest(self.folder, manifest)
+        return Bundle(self.folder, manifest)
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """One at a time, where the file system has locks."""
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
 
 
 def _own(folder: Path, name: str) -> Path:
