@@ -18,6 +18,7 @@
     |  |- DependencyError                      a Python package that this step needs
     |  |- DeviceError                          a GPU, or one that this plan supports
     |  `- BuildError                           TensorRT could not build, or not load, a plan
+    |     `- BuildCrashed                      its process ended without a word of ours
     `- Cancelled                     exit 130  Ctrl-C, after cleaning up
 
 Each says three things: *what* went wrong, *why*, and what to *do*. `str(error)` is all of it; the command line
@@ -131,6 +132,10 @@ class DeviceError(MachineError):
 
 
 class BuildError(MachineError):
+    pass
+
+
+class BuildCrashed(BuildError):
     pass
 
 

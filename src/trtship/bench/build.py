@@ -11,13 +11,12 @@ from pathlib import Path
 
 import msgspec
 
-from trtship.bench.child import end, start
 from trtship.bench.plan import PlanFile, PlanGraph
 from trtship.bench.protocol import Failed, Written
 from trtship.bench.reasons import reason_of
 from trtship.bench.timing import RunnerFailed
-from trtship.bench.worker import keep_stdout
 from trtship.family import installed_families
+from trtship.processes import end, how_it_ended, keep_stdout, last_words, start
 
 TO_BUILD = 900.0
 """Seconds for one build."""
@@ -82,8 +81,7 @@ def _check(found: bytes, code: int, log: Path) -> None:
     try:
         answer = msgspec.json.decode(found, type=Written | Failed)
     except msgspec.MsgspecError:
-        lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-        raise RunnerFailed(f"building it ended with exit code {code}: {lines[-1][:300] if lines else ''}") from None
+        raise RunnerFailed(f"the process that built it {how_it_ended(code)}: {last_words(log)}") from None
     if isinstance(answer, Failed):
         raise RunnerFailed(answer.reason)
 

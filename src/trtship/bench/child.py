@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import queue
-import signal
 import subprocess
-import sys
 import threading
 import time
 from contextlib import suppress
@@ -17,39 +14,11 @@ import msgspec
 
 from trtship.bench.protocol import Answer, Block, Calibrate, Command, Failed, Job, Loaded, Number
 from trtship.bench.timing import RunnerFailed
+from trtship.processes import end, how_it_ended, last_words, start
 
-PACKAGES = Path(__file__).resolve().parents[2]
-"""Where this very trtship is imported from."""
 TO_LOAD, TO_TIME, TO_END = 300.0, 180.0, 10.0
 """Seconds that a worker may take to import and load a model, for one timed block, and to end by itself."""
 A = TypeVar("A", Loaded, Number)
-
-
-def environment(path: Path | None) -> dict[str, str]:
-    """Ours, with `path` ahead on the import path, and this trtship behind all else."""
-    places = [str(path)] if path is not None else []
-    places += [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([*places, str(PACKAGES)])}
-
-
-def start(module: str, *arguments: str, path: Path | None, log: Path) -> subprocess.Popen[bytes]:
-    """`python -m module`, in a session of its own, so that all that it starts can be ended with it."""
-    with log.open("wb") as errors:
-        return subprocess.Popen(
-            [sys.executable, "-P", "-m", module, *arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            env=environment(path),
-            start_new_session=True,
-        )
-
-
-def end(process: subprocess.Popen[bytes]) -> None:
-    """Kill it, and whatever it has started."""
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
 
 
 class Child:
@@ -115,19 +84,11 @@ class Child:
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=TO_END)
         code = self._process.returncode
-        how = "closed its output" if code is None else f"ended with exit code {code}"
-        if code is not None and code < 0:
-            how = f"was ended by {signal.Signals(-code).name}"
+        how = "closed its output" if code is None else how_it_ended(code)
         end(self._process)
-        last = self._last_words()
+        last = last_words(self._log)
         self._gone = f"its process {how}" + (f"; its last words: {last}" if last else "")
         return RunnerFailed(self._gone)
-
-    def _last_words(self) -> str:
-        with suppress(OSError):
-            lines = [line.strip() for line in self._log.read_text(errors="replace").splitlines() if line.strip()]
-            return lines[-1][:300] if lines else ""
-        return ""
 
     def close(self) -> None:
         """End it: by closing its stdin, and by force where that does not do."""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -31,6 +30,7 @@ from trtship.bench.protocol import (
 )
 from trtship.bench.reasons import reason_of
 from trtship.errors import SourceError
+from trtship.processes import keep_stdout
 from trtship.session.base import dtype_name
 from trtship.sources import LoadedModel, resolve
 from trtship.verify import Reference
@@ -57,13 +57,6 @@ def main() -> int:
             say(Failed(reason=reason_of(error)))
     worker.close()
     return 0
-
-
-def keep_stdout() -> IO[bytes]:
-    """Stdout for the answers alone: whatever else this process prints there goes to stderr from now on."""
-    kept = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-    return kept
 
 
 class Worker:

@@ -9,7 +9,7 @@ import msgspec
 
 from trtship.bundle.bundle import Bundle
 from trtship.cache import Cache
-from trtship.engine import plan_from_onnx
+from trtship.engine import plan_apart, sturdy_plan
 from trtship.errors import DeviceError, MachineError
 from trtship.family import Family, choose_family, installed_families
 from trtship.gpu import list_gpus
@@ -143,13 +143,18 @@ def _rebuilt(bundle: Bundle, family: Family, device: int, why: str, progress: Pr
     def make(folder: Path) -> None:
         progress.note(f"the plan does not fit this machine: {why}; building one from {m.precision_graph}")
         with progress.stage("rebuild the plan", f"with {family}"):
-            plan = plan_from_onnx(
-                bundle.path(m.precision_graph),
-                family=family,
-                inputs=m.plan_inputs,
-                ranges=m.ranges,
+            plan = sturdy_plan(
+                lambda sizes: plan_apart(
+                    bundle.path(m.precision_graph),
+                    family=family,
+                    inputs=m.plan_inputs,
+                    ranges=m.ranges,
+                    single=sizes,
+                    precision=m.precision,
+                    progress=progress,
+                ),
                 single=m.profiles,
-                precision=m.precision,
+                asked=False,
                 progress=progress,
             )
         (folder / "model.plan").write_bytes(plan.data)

@@ -25,9 +25,10 @@ from trtship.spec import Precision, Record, ShapeRange, TensorSpec
 class BuildReport(Record, frozen=True):
     """How a plan was made. `gpu` is the one it was built on, empty when it was built ahead of time without one.
 
-    `targets` are the compute capabilities it was built for, empty for all that the family supports; each of `profiles`
-    maps each input to its min, opt and max shape; `environment` are variables that must be set alike where the plan is
-    run (trtship sets them itself).
+    `single` are the batch sizes with a profile of their own, `left_out` says why there are none where the usual ones
+    were wanted. `targets` are the compute capabilities it was built for, empty for all that the family supports; each of
+    `profiles` maps each input to its min, opt and max shape; `environment` are variables that must be set alike where
+    the plan is run (trtship sets them itself).
     """
 
     family: str
@@ -37,11 +38,13 @@ class BuildReport(Record, frozen=True):
     targets: tuple[str, ...]
     tf32: bool
     environment: dict[str, str]
+    single: tuple[int, ...]
     profiles: tuple[dict[str, tuple[tuple[int, ...], ...]], ...]
     layers: int
     seconds: float
     plan_mib: float
     warnings: int
+    left_out: str = ""
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -67,8 +70,8 @@ def plan_from_onnx(
     targets: Sequence[str] = (),
     progress: Progress = SILENT,
 ) -> Plan:
-    """Parse `graph` and build it with an optimization profile over `ranges`, which has a range for every letter, and
-    one for each batch size in `single` (see `trtship.engine.profiles`).
+    """In this process, parse `graph` and build it with an optimization profile over `ranges`, which has a range for
+    every letter, and one for each batch size in `single` (see `trtship.engine.profiles`).
 
     `precision` only decides about TF32, which is a way to multiply and no type in the graph. Ctrl-C, or any
     exception in the main thread, cancels the build at TensorRT's next step.
@@ -107,6 +110,7 @@ def plan_from_onnx(
             targets=targets,
             tf32=precision.tf32,
             environment=family.environment(tf32=precision.tf32),
+            single=tuple(single),
             profiles=profiles,
             layers=int(network.num_layers),
             seconds=round(time.monotonic() - begun, 2),

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import msgspec
 
-from trtship.engine.build import BuildReport, check_can_build, plan_from_onnx
+from trtship.engine.apart import plan_apart, sturdy_plan
+from trtship.engine.build import BuildReport, check_can_build
 from trtship.engine.profiles import usual_profiles
 from trtship.errors import SpecError
 from trtship.family import choose_family
@@ -69,14 +70,19 @@ def plan_file_from_onnx(
         to_precision(graph, typed, precision, io_dtype=io_dtype)
         inputs = tuple(msgspec.structs.replace(s, dtype=io_dtype) if s.dtype == "float32" else s for s in loaded.inputs)
         with progress.stage("build the plan", f"with {chosen}"):
-            plan = plan_from_onnx(
-                typed,
-                family=chosen,
-                inputs=inputs,
-                ranges=ranges,
+            plan = sturdy_plan(
+                lambda sizes: plan_apart(
+                    typed,
+                    family=chosen,
+                    inputs=inputs,
+                    ranges=ranges,
+                    single=sizes,
+                    precision=precision,
+                    targets=targets,
+                    progress=progress,
+                ),
                 single=single,
-                precision=precision,
-                targets=targets,
+                asked=profiles is not None,
                 progress=progress,
             )
     with whole_file(target) as plan_draft, whole_file(log) as log_draft:

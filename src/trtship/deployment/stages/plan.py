@@ -9,7 +9,7 @@ from typing import Any
 from trtship.cache import Entry
 from trtship.deployment.stages.base import GRAPH, PLAN, REPORT, Stages, graph_digests
 from trtship.deployment.stages.sizes import profiles_in
-from trtship.engine import LAYERS_FILE, plan_from_onnx
+from trtship.engine import LAYERS_FILE, plan_apart, sturdy_plan
 from trtship.spec import Precision, ShapeRange, TensorSpec, from_json, to_json
 from trtship.verify import Verdict
 
@@ -22,14 +22,19 @@ def build(
 
     def make(folder: Path) -> None:
         with stages.progress.stage("build the plan", f"with {stages.family}"):
-            plan = plan_from_onnx(
-                graph.folder / GRAPH,
-                family=stages.family,
-                inputs=inputs,
-                ranges=ranges,
+            plan = sturdy_plan(
+                lambda sizes: plan_apart(
+                    graph.folder / GRAPH,
+                    family=stages.family,
+                    inputs=inputs,
+                    ranges=ranges,
+                    single=sizes,
+                    precision=precision,
+                    targets=stages.options.targets,
+                    progress=stages.progress,
+                ),
                 single=single,
-                precision=precision,
-                targets=stages.options.targets,
+                asked=stages.options.profiles is not None,
                 progress=stages.progress,
             )
         (folder / PLAN).write_bytes(plan.data)

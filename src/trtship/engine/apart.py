@@ -1,0 +1,211 @@
+"""Build a plan in a process of its own: `python -m trtship.engine.apart`. TensorRT is native code, and can crash.
+
+(TensorRT for RTX 1.6.1 does so, ended by SIGSEGV, on transformers' Swin in fp16 at batch 1 where it is small.)
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import IO
+
+import msgspec
+
+from trtship import errors
+from trtship.engine.build import BuildReport, Plan, plan_from_onnx
+from trtship.engine.layers import PlanLayers
+from trtship.errors import BuildCrashed, Cancelled, TrtshipError
+from trtship.family import Family, choose_family
+from trtship.processes import end, how_it_ended, keep_stdout, last_words, start
+from trtship.progress import SILENT, Progress
+from trtship.spec import Precision, Record, ShapeRange, TensorSpec, from_json, to_json
+
+PLAN, LOG, LAYERS, REPORT = "plan", "log.txt", "layers.json", "report.json"
+
+
+class Job(Record, frozen=True, tag="job"):
+    """What `plan_from_onnx` is to be asked, and the folder that its plan goes to."""
+
+    graph: str
+    family: str
+    inputs: tuple[TensorSpec, ...]
+    ranges: dict[str, ShapeRange]
+    single: tuple[int, ...]
+    precision: Precision
+    targets: tuple[str, ...]
+    folder: str
+
+
+class Step(Record, frozen=True, tag="step"):
+    """How far it is."""
+
+    done: float
+    text: str
+
+
+class Written(Record, frozen=True, tag="written"):
+    """The plan is in its folder."""
+
+
+class Refused(Record, frozen=True, tag="refused"):
+    """An error of ours; `type` is its class in `trtship.errors`."""
+
+    type: str
+    what: str
+    why: str
+    do: str
+
+
+def plan_apart(
+    graph: Path,
+    *,
+    family: Family,
+    inputs: Sequence[TensorSpec],
+    ranges: Mapping[str, ShapeRange],
+    single: Sequence[int] = (),
+    precision: Precision = Precision.FP32,
+    targets: Sequence[str] = (),
+    progress: Progress = SILENT,
+) -> Plan:
+    """As `plan_from_onnx`, in a process of its own. Ctrl-C, and an exception of `progress`, end that process.
+
+    Raises what `plan_from_onnx` raises, and BuildCrashed.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        job = Job(
+            graph=str(graph.absolute()),
+            family=family.name,
+            inputs=tuple(inputs),
+            ranges=dict(ranges),
+            single=tuple(single),
+            precision=precision,
+            targets=tuple(targets),
+            folder=folder,
+        )
+        _run(job, Path(folder), family, progress)
+        return Plan(
+            data=(Path(folder) / PLAN).read_bytes(),
+            log=(Path(folder) / LOG).read_text(),
+            report=from_json((Path(folder) / REPORT).read_bytes(), BuildReport, what="the build's report"),
+            layers=from_json((Path(folder) / LAYERS).read_bytes(), PlanLayers, what="the plan's layers"),
+        )
+
+
+def _run(job: Job, folder: Path, family: Family, progress: Progress) -> None:
+    log = folder / "stderr.txt"
+    process = start(__name__, log=log)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        process.stdin.write(msgspec.json.encode(job) + b"\n")  # it stays open: where it ends, so does the process
+        process.stdin.flush()
+        for line in process.stdout:
+            message = msgspec.json.decode(line, type=Step | Written | Refused)
+            if isinstance(message, Written):
+                return
+            if isinstance(message, Refused):
+                raise getattr(errors, message.type)(message.what, why=message.why, do=message.do)
+            progress.step(message.done, message.text)
+        code = process.wait()
+    except BrokenPipeError:
+        code = process.wait()
+    except KeyboardInterrupt:
+        raise Cancelled("the build was cancelled", do="nothing was left behind; run it again when you like") from None
+    finally:
+        end(process)
+        process.stdin.close()
+        process.stdout.close()
+    raise BuildCrashed(
+        f"{family} crashed while it built the plan",
+        why=f"its process {how_it_ended(code)}; {last_words(log) or 'it said nothing'}",
+        do="try another --precision, --batch, --profiles or --passes; the graph is worth a bug report to NVIDIA",
+    )
+
+
+def sturdy_plan(
+    build: Callable[[tuple[int, ...]], Plan], *, single: Sequence[int], asked: bool, progress: Progress = SILENT
+) -> Plan:
+    """`build(single)`; where TensorRT crashes over a profile that nobody `asked` for, without that profile.
+
+    Raises what `build` raises.
+    """
+    try:
+        return build(tuple(single))
+    except BuildCrashed as crash:
+        if asked or not single:
+            raise
+        found = build(())  # raises where it is not the profiles
+        good = tuple(size for size in single if _builds(build, size))
+        bad = ", ".join(str(size) for size in single if size not in good)
+        left_out = f"no kernels of its own for batch {bad}: {crash.what} with them ({crash.why})"
+        progress.note(left_out)
+        found = build(good) if good else found
+        return msgspec.structs.replace(found, report=msgspec.structs.replace(found.report, left_out=left_out))
+
+
+def _builds(build: Callable[[tuple[int, ...]], Plan], size: int) -> bool:
+    try:
+        build((size,))
+    except BuildCrashed:
+        return False
+    return True
+
+
+class _Tell(Progress):
+    def __init__(self, answers: IO[bytes]) -> None:
+        self._answers = answers
+
+    def step(self, done: float, text: str = "") -> None:
+        tell(self._answers, Step(done=done, text=text))
+
+
+def tell(answers: IO[bytes], message: Step | Written | Refused) -> None:
+    answers.write(msgspec.json.encode(message) + b"\n")
+    answers.flush()
+
+
+def main() -> int:
+    """One build, as the job on stdin says."""
+    answers = keep_stdout()
+    job = msgspec.json.decode(sys.stdin.buffer.readline(), type=Job)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        _build(job, _Tell(answers))
+    except TrtshipError as error:
+        tell(answers, Refused(type=type(error).__name__, what=error.what, why=error.why, do=error.do))
+        return 1
+    tell(answers, Written())
+    return 0
+
+
+def _build(job: Job, progress: Progress) -> None:
+    family, _ = choose_family(job.family, tf32=job.precision.tf32)
+    plan = plan_from_onnx(
+        Path(job.graph),
+        family=family,
+        inputs=job.inputs,
+        ranges=job.ranges,
+        single=job.single,
+        precision=job.precision,
+        targets=job.targets,
+        progress=progress,
+    )
+    folder = Path(job.folder)
+    (folder / PLAN).write_bytes(plan.data)
+    (folder / LOG).write_text(plan.log)
+    (folder / LAYERS).write_bytes(to_json(plan.layers))
+    (folder / REPORT).write_bytes(to_json(plan.report))
+
+
+def _end_with_parent() -> None:
+    """TensorRT cannot be interrupted from another thread at once, and nobody waits for this plan any more."""
+    sys.stdin.buffer.read()
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
