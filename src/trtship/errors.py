@@ -141,3 +141,9 @@ class BuildCrashed(BuildError):
 
 class Cancelled(TrtshipError):
     exit_code = 130
+
+
+def error_named(name: str) -> type[TrtshipError]:
+    """The class of that name in the tree; its root for any other, so that an error from elsewhere is never lost."""
+    found = globals().get(name)
+    return found if isinstance(found, type) and issubclass(found, TrtshipError) else TrtshipError

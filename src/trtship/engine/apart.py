@@ -15,10 +15,9 @@ from typing import IO
 
 import msgspec
 
-from trtship import errors
 from trtship.engine.build import BuildReport, Plan, plan_from_onnx
 from trtship.engine.layers import PlanLayers
-from trtship.errors import BuildCrashed, Cancelled, TrtshipError
+from trtship.errors import BuildCrashed, Cancelled, TrtshipError, error_named
 from trtship.family import Family, choose_family
 from trtship.processes import end, how_it_ended, keep_stdout, last_words, start
 from trtship.progress import SILENT, Progress
@@ -52,9 +51,9 @@ class Written(Record, frozen=True, tag="written"):
 
 
 class Refused(Record, frozen=True, tag="refused"):
-    """An error of ours; `type` is its class in `trtship.errors`."""
+    """An error of ours, and the name of its class."""
 
-    type: str
+    error: str
     what: str
     why: str
     do: str
@@ -108,7 +107,7 @@ def _run(job: Job, folder: Path, family: Family, progress: Progress) -> None:
             if isinstance(message, Written):
                 return
             if isinstance(message, Refused):
-                raise getattr(errors, message.type)(message.what, why=message.why, do=message.do)
+                raise error_named(message.error)(message.what, why=message.why, do=message.do)
             progress.step(message.done, message.text)
         code = process.wait()
     except BrokenPipeError:
@@ -176,7 +175,7 @@ def main() -> int:
     try:
         _build(job, _Tell(answers))
     except TrtshipError as error:
-        tell(answers, Refused(type=type(error).__name__, what=error.what, why=error.why, do=error.do))
+        tell(answers, Refused(error=type(error).__name__, what=error.what, why=error.why, do=error.do))
         return 1
     tell(answers, Written())
     return 0

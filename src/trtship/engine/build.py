@@ -26,9 +26,9 @@ class BuildReport(Record, frozen=True):
     """How a plan was made. `gpu` is the one it was built on, empty when it was built ahead of time without one.
 
     `single` are the batch sizes with a profile of their own, `left_out` says why there are none where the usual ones
-    were wanted. `targets` are the compute capabilities it was built for, empty for all that the family supports; each of
-    `profiles` maps each input to its min, opt and max shape; `environment` are variables that must be set alike where
-    the plan is run (trtship sets them itself).
+    were wanted. `targets` are the compute capabilities it was built for, empty for all that the family supports; each
+    of `profiles` maps each input to its min, opt and max shape; `environment` are variables that must be set alike
+    where the plan is run (trtship sets them itself).
     """
 
     family: str
