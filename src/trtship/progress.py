@@ -6,12 +6,12 @@ The library calls a `Progress`; the command line passes one that draws on stderr
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 
 class Progress:
-    """Override `started`, `finished`, `note` and `step` to show them; every method here does nothing."""
+    """Override `started`, `finished`, `note`, `table` and `step` to show them; every method here does nothing."""
 
     @contextmanager
     def stage(self, name: str, detail: str = "") -> Iterator[None]:
@@ -32,6 +32,9 @@ class Progress:
 
     def note(self, text: str) -> None:
         """One line that the user should read: a fallback taken, a choice made."""
+
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """What is known so far, to be kept in view until the next table; without rows it goes away."""
 
     def step(self, done: float, text: str = "") -> None:
         """How far the running stage is: `done` in 0..1, `text` its current phase."""

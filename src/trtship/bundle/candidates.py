@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal
 
-from trtship.spec import Precision, Record
+from trtship.bundle.bundle import Bundle
+from trtship.spec import Precision, Record, from_json
 from trtship.verify import Verdict
 
 CANDIDATES = "evidence/candidates.json"
@@ -52,13 +54,44 @@ class Choice(Record, frozen=True):
     """The search: what it asked for, the rule it chose by, and every candidate in the order in which they were tried.
 
     `gates` are the bounds by the option that set them, `eager` the original's times on the same GPU, `timed_on` that
-    GPU's name (None: no speed was measured), `complete` whether every candidate was tried within the time allowed.
+    GPU's name (None: no speed was measured), `notes` what the user should know of the outcome, `complete` whether every
+    candidate was tried within the time allowed.
     """
 
     rule: str
     gates: dict[str, float]
     candidates: tuple[Candidate, ...]
     eager: tuple[Latency, ...] = ()
+    notes: tuple[str, ...] = ()
     timed_on: str | None = None
     seconds: float = 0.0
     complete: bool = True
+
+
+def choice_of(bundle: Bundle) -> Choice | None:
+    """The search that chose a bundle's precision; None where that was given. Raises BundleCorruptError, SpecError."""
+    if CANDIDATES not in bundle.manifest.files:
+        return None
+    return from_json(bundle.read(CANDIDATES), Choice, what=CANDIDATES)
+
+
+COLUMNS = ("candidate", "outcome", "relative L2", "cosine", "top-1", "drop", "GPU ms", "plan MiB", "seconds", "why")
+
+
+def candidate_rows(candidates: Iterable[Candidate]) -> list[tuple[str, ...]]:
+    """`COLUMNS` of each, in words."""
+    return [
+        (
+            c.name,
+            c.outcome,
+            "" if c.rel_l2 is None else f"{c.rel_l2:.2e}",
+            "" if c.cosine is None else f"{c.cosine:.6f}",
+            "" if c.top1 is None else f"{c.top1:.2f}",
+            "" if c.drop is None else f"{c.drop:.2f}",
+            ", ".join(f"{one.ms:.3f} at {one.batch}" for one in c.latency),
+            "" if c.plan_mib is None else f"{c.plan_mib:.1f}",
+            f"{c.seconds:.1f}",
+            c.reason,
+        )
+        for c in candidates
+    ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from trtship.cli.options import add_build, add_export, add_output, add_passes, add_source
+from trtship.cli.options import add_build, add_export, add_output, add_passes, add_search, add_source
 
 if TYPE_CHECKING:
     from trtship.cli.console import Console
@@ -21,12 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_source(parser)
     add_export(parser)
     add_passes(parser)
-    add_build(parser)
-    parser.add_argument("--eval", metavar="DIR", help="labelled pictures, one folder a class: measure top-1 on them")
+    add_build(parser, auto=True)
+    add_search(parser)
     parser.add_argument("--labels", metavar="FILE", help="the classes' names, one a line")
-    parser.add_argument(
-        "--max-drop", type=float, default=0.5, metavar="POINTS", help="of top-1 that --eval may lose (default: 0.5)"
-    )
     parser.add_argument("--why", action="store_true", help="tell of each stage what changed since its last run")
     add_output(parser, "the bundle")
 
@@ -52,6 +49,11 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
             eval_dir=arguments.eval,
             labels=arguments.labels,
             max_drop=arguments.max_drop,
+            max_rel_l2=arguments.max_rel_l2,
+            min_cosine=arguments.min_cosine,
+            calib_dir=arguments.calib,
+            candidates=arguments.candidates,
+            time_budget=arguments.time_budget,
         ),
         arguments.output,
         force=arguments.force,
@@ -60,6 +62,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     console.result(result)
     if console.json:
         return 0
+    from trtship.cli.candidates import show_choice
     from trtship.cli.tables import table, verdict_table
 
     if arguments.why:
@@ -73,6 +76,8 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     for stage in result.stages:
         if stage.did and not arguments.why:
             console.print(f"{stage.name}: {stage.did}")
+    if result.choice is not None:
+        show_choice(result.choice, console)
     console.print(verdict_table(result.verdicts))
     if result.up_to_date:
         console.print(f"up to date, nothing was done: {result.bundle}")

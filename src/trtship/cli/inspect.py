@@ -34,7 +34,10 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     if arguments.batch is not None:
         raise SpecError("--batch tells of which size --kernels are", why="--kernels was not given", do="add --kernels")
     stages = ("export", "simplify", "optimize", "precision", "build")
-    console.result({"manifest": bundle.manifest, "evidence": {stage: bundle.evidence(stage) for stage in stages}})
+    evidence = {stage: bundle.evidence(stage) for stage in stages}
+    if candidates := bundle.evidence("candidates"):
+        evidence["candidates"] = candidates
+    console.result({"manifest": bundle.manifest, "evidence": evidence})
     if not console.json:
         _show(bundle, console)
     return 0
@@ -52,6 +55,7 @@ def _kernels(bundle: Bundle, batch: int | None, console: Console) -> int:
 
 
 def _show(bundle: Bundle, console: Console) -> None:
+    from trtship.bundle.candidates import choice_of
     from trtship.cli.tables import table, verdict_table
     from trtship.spec import to_json
 
@@ -97,3 +101,7 @@ def _show(bundle: Bundle, console: Console) -> None:
     sizes = {name: (bundle.folder / name).stat().st_size / 2**20 for name in m.files}
     console.print(table(("file", "MiB", "SHA-256"), [(n, f"{sizes[n]:.2f}", d[:16]) for n, d in m.files.items()]))
     console.print(verdict_table(m.verdicts))
+    if (choice := choice_of(bundle)) is not None:
+        from trtship.cli.candidates import show_choice
+
+        show_choice(choice, console)

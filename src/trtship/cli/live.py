@@ -1,16 +1,31 @@
-"""Progress on stderr: a live bar with the current phase on a terminal, one line a stage elsewhere."""
+"""Progress on stderr: on a terminal a live bar with the current phase, and a table above it where there is one;
+elsewhere one line a stage."""
 
 from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
 from rich.console import Console as Rich
+from rich.console import RenderableType
 from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
+from trtship.cli.tables import table
 from trtship.progress import Progress
+
+
+class _BarsBelow(Bars):
+    """The bars, and above them whatever `above` is."""
+
+    above: RenderableType | None = None
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        if self.above is not None:
+            yield self.above
+        yield from super().get_renderables()
 
 
 class LiveProgress(Progress):
@@ -18,7 +33,8 @@ class LiveProgress(Progress):
 
     def __init__(self) -> None:
         self._rich = Rich(stderr=True, highlight=False, soft_wrap=True)
-        self._bars: Bars | None = None
+        self._bars: _BarsBelow | None = None
+        self._table: RenderableType | None = None
         self._stack: list[tuple[str, float, TaskID | None]] = []
 
     def started(self, name: str, detail: str) -> None:
@@ -26,13 +42,14 @@ class LiveProgress(Progress):
         if self._rich.is_terminal:
             if self._bars is None:
                 columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24))
-                self._bars = Bars(
+                self._bars = _BarsBelow(
                     *columns,
                     TimeElapsedColumn(),
                     TextColumn("[dim]{task.fields[phase]}"),
                     console=self._rich,
                     transient=True,
                 )
+                self._bars.above = self._table
                 self._bars.start()
             task = self._bars.add_task(f"{name} {detail}".strip(), total=None, phase="")
         else:
@@ -50,6 +67,11 @@ class LiveProgress(Progress):
 
     def note(self, text: str) -> None:
         self._line(f"{'  ' * len(self._stack)}- {text}")
+
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        self._table = table(columns, rows) if rows else None
+        if self._bars is not None:
+            self._bars.above = self._table
 
     def step(self, done: float, text: str = "") -> None:
         if self._bars is not None and self._stack and (task := self._stack[-1][2]) is not None:

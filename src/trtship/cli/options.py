@@ -72,9 +72,11 @@ def add_passes(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_build(parser: argparse.ArgumentParser) -> None:
+def add_build(parser: argparse.ArgumentParser, *, auto: bool = False) -> None:
+    """`auto`: the precision may be searched for."""
+    more = "; auto ships the fastest that passes every gate" if auto else ""
     parser.add_argument(
-        "--precision", default="fp16", metavar="NAME", help="fp32 (TF32 off), tf32, fp16 or bf16 (default: fp16)"
+        "--precision", default="fp16", metavar="NAME", help=f"fp32 (TF32 off), tf32, fp16 or bf16{more} (default: fp16)"
     )
     parser.add_argument(
         "--batch", metavar="MIN:OPT:MAX", help="batch sizes of the plan, or one fixed size (default: 1:8:32)"
@@ -109,6 +111,35 @@ def add_build(parser: argparse.ArgumentParser) -> None:
 def add_output(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument("-o", "--output", required=True, metavar="PATH", help=f"where {what} goes")
     parser.add_argument("--force", action="store_true", help="replace what is there")
+
+
+def add_search(parser: argparse.ArgumentParser) -> None:
+    """The gates, and what `--precision auto` needs besides."""
+    gates = parser.add_argument_group("gates (all that are given must be met)")
+    gates.add_argument("--eval", metavar="DIR", help="labelled pictures, one folder a class: measure top-1 on them")
+    gates.add_argument(
+        "--max-drop", type=float, default=0.5, metavar="POINTS", help="of top-1 that --eval may lose (default: 0.5)"
+    )
+    gates.add_argument(
+        "--max-rel-l2", type=float, metavar="X", help="largest relative L2 error of an output, in its worst row"
+    )
+    gates.add_argument("--min-cosine", type=float, metavar="X", help="smallest cosine of an output with the original's")
+    search = parser.add_argument_group("--precision auto (needs --eval, --max-rel-l2 or --min-cosine)")
+    search.add_argument(
+        "--calib", metavar="DIR", help="pictures to calibrate fp8 and int8 on; without, neither is tried"
+    )
+    search.add_argument(
+        "--candidates",
+        metavar="NAMES",
+        help="what to try: fp32, tf32, fp16, bf16, fp8, int8, and mixed, which keeps some nodes in a higher precision "
+        "where a plain one fails its gates (default: all)",
+    )
+    search.add_argument(
+        "--time-budget",
+        metavar="TIME",
+        help="begin nothing new after so long, such as 20m or 1h, and ship the best so far; the same command goes on "
+        "from there (default: no limit)",
+    )
 
 
 def positive(text: str, option: str) -> int:

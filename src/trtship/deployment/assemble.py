@@ -12,20 +12,25 @@ from pathlib import Path
 import msgspec
 
 from trtship.bundle.bundle import hash_files, write_manifest
+from trtship.bundle.candidates import CANDIDATES, Choice
 from trtship.bundle.manifest import SCHEMA, Machine, Manifest, SourceInfo
 from trtship.deployment.making import Common, Made
 from trtship.deployment.options import versions
 from trtship.deployment.stages import GRAPH, PLAN, REPORT, Stages
-from trtship.deployment.stages.sizes import profiles_in
-from trtship.engine import LAYERS_FILE
+from trtship.engine import LAYERS_FILE, BuildReport
 from trtship.gpu import list_gpus
 from trtship.sources import SourceOptions
-from trtship.spec import batch_letter
+from trtship.spec import batch_letter, from_json, to_json
 
 
-def assemble(stages: Stages, common: Common, made: Made, draft: Path, *, name: str) -> Manifest:
-    """Fill the empty folder `draft` with a bundle that has no verdicts yet; returns its manifest."""
+def assemble(
+    stages: Stages, common: Common, made: Made, draft: Path, *, name: str, choice: Choice | None = None
+) -> Manifest:
+    """Fill the empty folder `draft` with a bundle that has no verdicts yet; returns its manifest. `choice` is how its
+    precision was found."""
     names = _lay_out(draft, common, made)
+    if choice is not None:
+        (draft / CANDIDATES).write_bytes(to_json(choice))
     if common.labels is not None:
         lines = (" ".join(label.splitlines()) for label in common.labels)
         (draft / "labels.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -99,7 +104,7 @@ def _manifest(stages: Stages, common: Common, made: Made, *, name: str, names: _
         plan_inputs=made.inputs,
         plan_outputs=made.outputs,
         ranges=ranges,
-        profiles=profiles_in(options, model.inputs, ranges),
+        profiles=from_json(made.plan.read(REPORT), BuildReport, what="the build's report").single,
         preprocess=model.preprocess,
         labels=None if common.labels is None else "labels.txt",
         graph=names.graph,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,12 +10,14 @@ from pathlib import Path
 import msgspec
 
 from trtship.bundle.bundle import Bundle, write_manifest
+from trtship.bundle.candidates import Choice, choice_of
 from trtship.bundle.verify import check_bundle
 from trtship.cache import Cache
 from trtship.deployment.assemble import assemble
 from trtship.deployment.making import Made, make_common, make_plan
 from trtship.deployment.options import DeployOptions, recipe_of
 from trtship.deployment.place import check_place, compare_with_standing
+from trtship.deployment.search import Found, search
 from trtship.deployment.stages import StageResult, Stages
 from trtship.deployment.stages.plan import verify
 from trtship.deployment.way import Way
@@ -31,7 +34,8 @@ from trtship.verify import Verdict
 
 class DeployResult(Record, frozen=True):
     """`bundle` is its path; `up_to_date` says that it was there already, made from the same recipe, and nothing was
-    done. `changed` tells what differs from the bundle that stood there before; `stages` what ran."""
+    done. `changed` tells what differs from the bundle that stood there before; `stages` what ran; `choice` what
+    `precision="auto"` tried."""
 
     bundle: str
     up_to_date: bool
@@ -39,6 +43,7 @@ class DeployResult(Record, frozen=True):
     stages: tuple[StageResult, ...]
     verdicts: tuple[Verdict, ...]
     seconds: float
+    choice: Choice | None = None
 
 
 def deploy(
@@ -64,6 +69,11 @@ def deploy(
     eval_dir: str | Path | None = None,
     labels: str | Path | None = None,
     max_drop: float = 0.5,
+    max_rel_l2: float | None = None,
+    min_cosine: float | None = None,
+    calib_dir: str | Path | None = None,
+    candidates: str | None = None,
+    time_budget: str | None = None,
     force: bool = False,
     progress: Progress = SILENT,
 ) -> DeployResult:
@@ -72,8 +82,10 @@ def deploy(
     `batch` is `"MIN:OPT:MAX"` or one size; `sizes` are `"L=MIN:OPT:MAX"` for other dynamic sizes; `profiles` is
     `"none"` or the batch sizes that get kernels of their own, `"1,8,32"` (min, opt and max unless given); `inputs` are
     `"NAME=Bx3x80x80[:int64]"`; `passes` are `"all"`, `"none"` or names with commas between them, of the rewrites that
-    make the graph faster. A bundle that stands at `output` and was made from the same recipe is left as it is;
-    any other needs `force`.
+    make the graph faster. `precision="auto"` tries `candidates` (all, or names with commas between them) within
+    `time_budget` (`"20m"`), and ships the fastest that passes every gate.
+
+    A bundle that stands at `output` and was made from the same recipe is left as it is; any other needs `force`.
 
     Raises UserError (and subclasses) for what cannot be done as asked, GateError when the result is not the model,
     MachineError when this machine lacks something. In each case nothing is left at `output` that was not there.
@@ -101,6 +113,11 @@ def deploy(
         eval_dir=eval_dir,
         labels=labels,
         max_drop=max_drop,
+        max_rel_l2=max_rel_l2,
+        min_cosine=min_cosine,
+        calib_dir=calib_dir,
+        candidates=candidates,
+        time_budget=time_budget,
     )
     return run_deploy(options, output, force=force, progress=progress)
 
@@ -115,7 +132,7 @@ def run_deploy(
     source = resolve(options.source.source)
     source.check(options.source)
     check_place(output)
-    family, why = choose_family(options.family, tf32=options.precision.tf32)
+    family, why = choose_family(options.family, tf32=options.precision is None or options.precision.tf32)
     check_can_build(family, options.targets)
     cache = Cache()
     stages = Stages(source, options, cache=cache, subject=str(output.absolute()), family=family, progress=progress)
@@ -128,13 +145,14 @@ def run_deploy(
     with cache.turn(
         f"deploy {output.absolute()}", waiting=lambda: progress.note(f"waiting for another deploy to {output}")
     ):
+        choice: Choice | None = None
         changed, standing = compare_with_standing(output, stages.recipe, force=force, progress=progress)
         if standing is not None:
             progress.note(f"{output} is up to date: nothing has changed, nothing was done")
-            verdicts = standing.manifest.verdicts
+            verdicts, choice = standing.manifest.verdicts, choice_of(standing)
         else:
             progress.note(f"TensorRT: {why}")
-            verdicts = _make(stages, output, progress)
+            verdicts, choice = _make(stages, output, begun)
     return DeployResult(
         bundle=str(output),
         up_to_date=standing is not None,
@@ -142,18 +160,26 @@ def run_deploy(
         stages=tuple(stages.results),
         verdicts=verdicts,
         seconds=round(time.monotonic() - begun, 2),
+        choice=choice,
     )
 
 
-def _make(stages: Stages, output: Path, progress: Progress) -> tuple[Verdict, ...]:
+def _make(stages: Stages, output: Path, begun: float) -> tuple[tuple[Verdict, ...], Choice | None]:
+    options = stages.options
     common = make_common(stages)
-    made = make_plan(stages, common, Way(precision=stages.options.precision))
+    found: Found | None = None
+    if options.precision is None:
+        until = begun + options.time_budget if options.time_budget else math.inf
+        found = search(stages, common, begun=begun, until=until)
+        made = found.made
+    else:
+        made = make_plan(stages, common, Way(precision=options.precision))
     check_place(output)  # again: minutes have passed
     with whole_folder(output, replace=output.exists()) as draft:
-        manifest = assemble(stages, common, made, draft, name=output.stem)
-        verdicts = checked(stages, made, Bundle.open(draft))
+        manifest = assemble(stages, common, made, draft, name=output.stem, choice=found.choice if found else None)
+        verdicts = _hold_gates(found.candidate.verdicts) if found else checked(stages, made, Bundle.open(draft))
         write_manifest(draft, msgspec.structs.replace(manifest, verdicts=verdicts))
-    return verdicts
+    return verdicts, found.choice if found else None
 
 
 def checked(stages: Stages, made: Made, bundle: Bundle) -> tuple[Verdict, ...]:
@@ -183,7 +209,7 @@ def _hold_gates(verdicts: tuple[Verdict, ...]) -> tuple[Verdict, ...]:
         raise GateError(
             f"no bundle: {len(failed)} of {len(verdicts)} gates failed",
             why="; ".join(f"{v.subject}, {v.gate}: {v.reason}" for v in failed),
-            do="try --precision bf16 or fp32; a bound on top-1 is --max-drop's",
+            do="try --precision bf16 or fp32, or auto; a bound on top-1 is --max-drop's",
             evidence=as_plain(verdicts),
         )
     return verdicts

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from trtship import __version__
+from trtship.deployment.search_options import AUTO, check_search, parse_candidates, parse_duration
 from trtship.engine.profiles import parse_profiles
 from trtship.errors import OutputError, SpecError
 from trtship.export.onnx import check_opset
@@ -32,10 +33,13 @@ class DeployOptions(Record, frozen=True):
     other letters; `profiles` are the batch sizes with kernels of their own (None: min, opt and max); `io_dtype` is the
     type of the plan's floating inputs and outputs; `passes` are the names of the rewrites that make the graph faster,
     in the order in which they run; `max_drop` is in points of top-1.
+
+    `precision` is None for `auto`. `max_rel_l2` and `min_cosine` are gates on the outputs, worst row. Of a search:
+    `candidates` are its names (empty: all), `calib_dir` has the pictures to calibrate on, `time_budget` is in seconds.
     """
 
     source: SourceOptions
-    precision: Precision = Precision.FP16
+    precision: Precision | None = Precision.FP16
     batch: ShapeRange | None = None
     sizes: dict[str, ShapeRange] = msgspec.field(default_factory=dict)
     profiles: tuple[int, ...] | None = None
@@ -48,6 +52,11 @@ class DeployOptions(Record, frozen=True):
     eval_dir: str | None = None
     labels: str | None = None
     max_drop: float = 0.5
+    max_rel_l2: float | None = None
+    min_cosine: float | None = None
+    candidates: tuple[str, ...] = ()
+    calib_dir: str | None = None
+    time_budget: float | None = None
 
     @staticmethod
     def parse(
@@ -61,12 +70,15 @@ class DeployOptions(Record, frozen=True):
         targets: Sequence[str],
         eval_dir: str | Path | None,
         labels: str | Path | None,
+        calib_dir: str | Path | None = None,
+        candidates: str | None = None,
+        time_budget: str | None = None,
         **others: Any,
     ) -> DeployOptions:
         """From what was typed. Raises SpecError."""
         return DeployOptions(
             source=source,
-            precision=Precision.parse(precision),
+            precision=None if precision == AUTO else Precision.parse(precision),
             batch=None if batch is None else ShapeRange.parse(batch),
             sizes=parse_sizes(sizes),
             profiles=parse_profiles(profiles),
@@ -74,15 +86,20 @@ class DeployOptions(Record, frozen=True):
             targets=tuple(dict.fromkeys(targets)),
             eval_dir=None if eval_dir is None else str(eval_dir),
             labels=None if labels is None else str(labels),
+            calib_dir=None if calib_dir is None else str(calib_dir),
+            candidates=() if candidates is None else parse_candidates(candidates),
+            time_budget=None if time_budget is None else parse_duration(time_budget, "--time-budget"),
             **others,
         )
 
     def check(self) -> None:
         """Raises SpecError for values that cannot go together, ImageError or OutputError for files missing."""
-        if self.io_dtype not in ("float32", self.precision.graph_dtype):
+        check_search(self)
+        low = "float32" if self.precision is None else self.precision.graph_dtype
+        if self.io_dtype not in ("float32", low):
             raise SpecError(
-                f"--io-dtype {self.io_dtype} does not go with --precision {self.precision.value}",
-                why=f"it takes {' or '.join(sorted({'float32', self.precision.graph_dtype}))}",
+                f"--io-dtype {self.io_dtype} does not go with --precision {self.precision_name}",
+                why=f"it takes {' or '.join(sorted({'float32', low}))}",
                 do="leave it away for float32",
             )
         if self.io_dtype == "bfloat16":
@@ -95,8 +112,23 @@ class DeployOptions(Record, frozen=True):
         parse_exporter(self.exporter)
         if self.eval_dir is not None:
             list_image_folder(self.eval_dir)
+        if self.calib_dir is not None:
+            check_calibration(Path(self.calib_dir))
         if self.labels is not None:
             read_labels(Path(self.labels))
+
+    @property
+    def precision_name(self) -> str:
+        """As it is typed."""
+        return AUTO if self.precision is None else self.precision.value
+
+
+def check_calibration(folder: Path) -> None:
+    """Raises ImageError for a folder that holds neither pictures nor arrays."""
+    from trtship.calibrate.feeds import pictures_below
+
+    if not (folder.is_dir() and any(folder.glob("*.npy"))):
+        pictures_below(folder)
 
 
 def read_labels(path: Path) -> tuple[str, ...]:
@@ -118,7 +150,7 @@ def recipe_of(options: DeployOptions, *, model: dict[str, str], family: str) -> 
         "model": model,
         "export": {"opset": options.opset, "exporter": options.exporter},
         "passes": list(options.passes),
-        "precision": options.precision.value,
+        "precision": options.precision_name,
         "io_dtype": options.io_dtype,
         "batch": None if options.batch is None else str(options.batch),
         "sizes": {letter: str(r) for letter, r in sorted(options.sizes.items())},
@@ -129,6 +161,9 @@ def recipe_of(options: DeployOptions, *, model: dict[str, str], family: str) -> 
         "labels": None if options.labels is None else sha256_of(Path(options.labels)),
         "eval": None if options.eval_dir is None else digest_of_pictures(Path(options.eval_dir)),
         "max_drop": options.max_drop,
+        "max_rel_l2": options.max_rel_l2,
+        "min_cosine": options.min_cosine,
+        "candidates": list(options.candidates),
         "versions": versions(),
     }
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from trtship.bundle.bundle import Bundle
+from trtship.bundle.candidates import choice_of
 from trtship.cache import describe_changes
 from trtship.errors import BundleError, OutputError
 from trtship.progress import Progress
@@ -54,7 +55,10 @@ def compare_with_standing(
     ]
     changed = (*describe_changes(standing.manifest.recipe, recipe), *failed)
     if not changed:
-        return (), standing
+        choice = choice_of(standing)
+        if choice is None or choice.complete:
+            return (), standing
+        return ("its search for a precision ended with its time budget, and goes on now",), None
     if not force:
         raise OutputError(
             f"{output} exists, and is not what was asked for",

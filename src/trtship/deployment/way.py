@@ -13,4 +13,4 @@ class Way(Record, frozen=True):
 
     @property
     def name(self) -> str:
-        return f"{self.precision.value} mixed" if self.kept else self.precision.value
+        return f"{self.precision.value} mixed, {len(self.kept)} kept" if self.kept else self.precision.value

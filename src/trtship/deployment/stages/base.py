@@ -58,13 +58,16 @@ class Stages:
         inputs: Mapping[str, Any],
         make: Callable[[Path], None],
         did: Callable[[Entry], str] = lambda entry: "",
+        *,
+        of: str = "",
     ) -> Entry:
-        """One stage, from the cache where its inputs are known."""
+        """One stage, from the cache where its inputs are known. `of` tells it from others of its name, where a deploy
+        tries several precisions."""
         begun = time.monotonic()
-        entry = self._cache.stage(name, inputs, make, subject=self._subject)
+        entry = self._cache.stage(name, inputs, make, subject=f"{self._subject} {of}".rstrip())
         self.results.append(
             StageResult(
-                name=name,
+                name=f"{name} {of}".rstrip(),
                 cached=entry.hit,
                 seconds=round(time.monotonic() - begun, 2),
                 changed=entry.changed,

@@ -1,0 +1,98 @@
+"""One candidate: built, put into a bundle, verified; remembered whether it passed or not."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+
+import msgspec
+
+from trtship.bundle.bundle import Bundle
+from trtship.bundle.candidates import Candidate
+from trtship.bundle.verify import check_bundle
+from trtship.deployment.assemble import assemble
+from trtship.deployment.making import Common, Made, make_plan
+from trtship.deployment.search.check_process import check_apart
+from trtship.deployment.search.gates import gates_of, judged, measured
+from trtship.deployment.stages import GRAPH, PLAN, REPORT, Stages
+from trtship.deployment.way import Way
+from trtship.errors import BuildError, GraphError
+from trtship.gpu import list_gpus
+from trtship.spec import as_plain, from_json, to_json
+from trtship.verify import Verdict
+
+
+class Attempt(msgspec.Struct, frozen=True):
+    """What came of a way; `made` is None where it could not be built."""
+
+    way: Way
+    candidate: Candidate
+    made: Made | None
+
+
+class _Fleeting(Exception):
+    """Verdicts that are not to be remembered."""
+
+    def __init__(self, verdicts: tuple[Verdict, ...]) -> None:
+        self.verdicts = verdicts
+
+
+def attempt(stages: Stages, common: Common, way: Way) -> Attempt:
+    """Build and verify. What this way alone cannot do (a graph, a build) fails it; all else is raised."""
+    begun = time.monotonic()
+    bare = Candidate(name=way.name, precision=way.precision, kept=way.kept)
+    try:
+        made = make_plan(stages, common, way)
+    except (GraphError, BuildError) as error:
+        why = f"{error.what}: {error.why}" if error.why else error.what
+        seconds = round(time.monotonic() - begun, 2)
+        return Attempt(way, msgspec.structs.replace(bare, outcome="failed", reason=why, seconds=seconds), None)
+    found = judged(measured(bare, _verdicts(stages, common, made)), gates_of(stages.options))
+    size = (made.plan.folder / PLAN).stat().st_size / 2**20
+    seconds = round(time.monotonic() - begun, 2)
+    return Attempt(way, msgspec.structs.replace(found, plan_mib=round(size, 2), seconds=seconds), made)
+
+
+def _verdicts(stages: Stages, common: Common, made: Made) -> tuple[Verdict, ...]:
+    def make(folder: Path) -> None:
+        with tempfile.TemporaryDirectory(prefix="trtship-candidate-") as name:
+            assemble(stages, common, made, Path(name), name="candidate")
+            verdicts = _checked(stages, Bundle.open(name))
+        if not all(map(_is_lasting, verdicts)):
+            raise _Fleeting(verdicts)
+        (folder / REPORT).write_bytes(to_json(verdicts))
+
+    files = {
+        "graph": {name: d for name, d in common.fast.files.items() if name.startswith(GRAPH)},
+        "typed": {name: d for name, d in made.typed.files.items() if name.startswith(GRAPH)},
+        "plan": made.plan.files[PLAN],
+        "original": common.original.files,
+    }
+    key = {
+        **files,
+        "precision": made.way.precision.value,
+        "batch": {letter: str(r) for letter, r in common.ranges.items()},
+        "bounds": as_plain(made.bounds),
+        **stages.part("model", "io_dtype", "labels", "family", "gpu", "eval", "max_drop", "versions"),
+    }
+    try:
+        entry = stages.run("candidate", key, make, of=made.way.name)
+    except _Fleeting as fault:
+        return fault.verdicts
+    return from_json(entry.read(REPORT), tuple[Verdict, ...], what="a candidate's verdicts")
+
+
+def _checked(stages: Stages, bundle: Bundle) -> tuple[Verdict, ...]:
+    """With a GPU in a process of its own: what is multiplied in TF32 is settled once a process, and a plan that breaks
+    CUDA would take the others with it."""
+    eval_dir = None if stages.options.eval_dir is None else Path(stages.options.eval_dir)
+    if list_gpus():
+        return check_apart(bundle, eval_dir=eval_dir, family=stages.family.name, progress=stages.progress)
+    return check_bundle(bundle, eval_dir=eval_dir, family=stages.family.name, progress=stages.progress)
+
+
+def _is_lasting(verdict: Verdict) -> bool:
+    """A failure with a figure, or with a NaN or Inf, would fail again; one without may have been this process's."""
+    has_figure = verdict.worst is not None or any(not m.finite for m in verdict.measures)
+    return verdict.state != "failed" or has_figure

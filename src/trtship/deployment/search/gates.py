@@ -1,0 +1,54 @@
+"""The gates of a search, and what a candidate's verdicts say of them."""
+
+from __future__ import annotations
+
+import msgspec
+
+from trtship.bundle.candidates import Candidate
+from trtship.deployment.options import DeployOptions
+from trtship.verify import Verdict
+
+
+def gates_of(options: DeployOptions) -> dict[str, float]:
+    """The bounds that were asked for, by their options."""
+    found = {"--max-rel-l2": options.max_rel_l2, "--min-cosine": options.min_cosine}
+    if options.eval_dir is not None:
+        found["--max-drop"] = options.max_drop
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def measured(candidate: Candidate, verdicts: tuple[Verdict, ...]) -> Candidate:
+    """`candidate` with its figures: the plan's where it ran, else those of the graph in its precision."""
+    for subject in ("plan", f"graph {candidate.precision.value}", "graph fp32"):
+        own = [v for v in verdicts if v.subject == subject and v.state != "not run"]
+        if own:
+            break
+    cosines = [m.cosine for v in own for m in v.measures if v.gate == "rel_l2" and m.cosine is not None]
+    rounding = next((v.worst for v in own if v.gate == "rel_l2"), None)
+    e = next((v.evaluation for v in own if v.evaluation is not None), None)
+    return msgspec.structs.replace(
+        candidate,
+        verdicts=verdicts,
+        rel_l2=rounding,
+        cosine=min(cosines) if cosines and rounding is not None else None,
+        top1=None if e is None else e.top1,
+        drop=None if e is None else e.drop,
+        agreement=None if e is None else e.agreement,
+    )
+
+
+def judged(candidate: Candidate, gates: dict[str, float]) -> Candidate:
+    """`candidate` as passed or failed, with the reason: by its verdicts, and by the gates on its figures."""
+    reasons = [f"{v.subject}, {v.gate}: {v.reason}" for v in candidate.verdicts if v.state == "failed"] or _over(
+        candidate, gates
+    )
+    return msgspec.structs.replace(candidate, outcome="failed" if reasons else "passed", reason="; ".join(reasons))
+
+
+def _over(candidate: Candidate, gates: dict[str, float]) -> list[str]:
+    found = []
+    for name, figure, sign in (("--max-rel-l2", candidate.rel_l2, 1), ("--min-cosine", candidate.cosine, -1)):
+        bound = gates.get(name)
+        if bound is not None and (figure is None or sign * figure > sign * bound):
+            found.append(f"{name} {bound:g}: " + ("not finite" if figure is None else f"it has {figure:.4g}"))
+    return found

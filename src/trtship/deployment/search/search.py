@@ -1,0 +1,195 @@
+"""The search: try every candidate, look for mixtures where a plain precision fails, time what passed, choose."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+import msgspec
+
+from trtship.bundle.candidates import COLUMNS, Candidate, Choice, Latency, candidate_rows
+from trtship.deployment.making import Common, Made
+from trtship.deployment.search.attempt import Attempt, attempt
+from trtship.deployment.search.choose import TIMED, UNTIMED, choose_timed, choose_untimed, latency_at, why_not
+from trtship.deployment.search.estimate import estimated_ms
+from trtship.deployment.search.gates import gates_of
+from trtship.deployment.search.mixed import search_mixed, usual_batch
+from trtship.deployment.search.order import TRIED, risk
+from trtship.deployment.search.slower import with_reasons
+from trtship.deployment.search.timing import EAGER, time_all, with_times
+from trtship.deployment.search_options import MIXED
+from trtship.deployment.stages import GRAPH, Stages
+from trtship.deployment.way import Way
+from trtship.errors import GateError
+from trtship.gpu import list_gpus
+from trtship.spec import as_plain
+
+
+class Found(msgspec.Struct, frozen=True):
+    """What is to be shipped, and the record of how it was found."""
+
+    made: Made
+    candidate: Candidate
+    choice: Choice
+
+
+def search(stages: Stages, common: Common, *, begun: float, until: float) -> Found:
+    """`begun` and `until` are times of `time.monotonic`: when the deploy began, and when no more is to be begun.
+
+    Raises GateError where no candidate passed.
+    """
+    one = _Search(stages, common, until=until)
+    one.try_plain()
+    one.try_mixed()
+    return one.finish(begun)
+
+
+class _Search:
+    def __init__(self, stages: Stages, common: Common, *, until: float) -> None:
+        self.stages, self.common, self.until = stages, common, until
+        self.attempts: list[Attempt] = []
+        self.skipped: list[Candidate] = []
+        self.complete = True
+        self.asked = stages.options.candidates
+
+    def try_plain(self) -> None:
+        for precision in TRIED:
+            if self.asked and precision.value not in self.asked:
+                continue
+            way = Way(precision=precision)
+            if why := self._cannot(way):
+                self.skipped.append(_not_tried(way, why))
+            else:
+                self._tried(attempt(self.stages, self.common, way))
+
+    def try_mixed(self) -> None:
+        if self.asked and MIXED not in self.asked:
+            return
+        for plain in [a for a in self.attempts if a.candidate.outcome == "failed" and a.made is not None]:
+            if plain.way.precision.graph_dtype == "float32":
+                continue
+            if self._is_late():
+                name = f"{plain.way.precision.value} mixed"
+                late = _not_tried(plain.way, self._out_of_time())
+                self.skipped.append(msgspec.structs.replace(late, name=name))
+                continue
+            search_mixed(self.stages, self.common, plain, ranges=self._ranges(), until=self.until, tried=self._tried)
+
+    def finish(self, begun: float) -> Found:
+        passed = [a for a in self.attempts if a.candidate.outcome == "passed"]
+        if not passed:
+            raise _nothing_passed(self.attempts, self.skipped)
+        batch = usual_batch(self.common)
+        gpus, rule, winner = list_gpus(), "", None
+        eager: tuple[Latency, ...] = ()
+        estimates = self._estimates(passed)
+        if gpus and not self._is_late():
+            times = time_all(self.stages, self.common, passed)
+            timed = {a.candidate.name: a for a in with_times(passed, times)}
+            self.attempts = [timed.get(a.candidate.name, a) for a in self.attempts]
+            for name, reason in times.failed.items():
+                self.stages.progress.note(f"{name} was not timed: {reason}")
+            eager = times.latency.get(EAGER, ())
+            winner, rule = choose_timed(self.attempts, batch=batch), TIMED.format(batch=batch)
+        is_timed = winner is not None
+        if winner is None:
+            why = "no GPU here" if not gpus else "nothing could be timed" if not self._is_late() else "no time was left"
+            winner, rule = choose_untimed(self.attempts, estimates), UNTIMED.format(why=why, batch=batch)
+        if winner is None:
+            raise _nothing_passed(self.attempts, self.skipped)
+        assert winner.made is not None
+        attempts = with_reasons(
+            self._outcomes(winner, batch, estimates), self.stages.options, self.common, batch=batch, timed=is_timed
+        )
+        choice = Choice(
+            rule=rule,
+            gates=gates_of(self.stages.options),
+            candidates=tuple(sorted((*(a.candidate for a in attempts), *self.skipped), key=_risk)),
+            eager=eager,
+            notes=_notes(winner.candidate, eager),
+            timed_on=gpus[0].name if is_timed else None,
+            seconds=round(time.monotonic() - begun, 2),
+            complete=self.complete,
+        )
+        shipped = next(c for c in choice.candidates if c.outcome == "shipped")
+        self.stages.progress.table(COLUMNS, [])
+        return Found(winner.made, shipped, choice)
+
+    def _outcomes(self, winner: Attempt, batch: int, estimates: Mapping[str, float]) -> list[Attempt]:
+        found = []
+        for one in sorted(self.attempts, key=lambda a: risk(a.way)):
+            candidate = one.candidate
+            if one.way == winner.way:
+                candidate = msgspec.structs.replace(winner.candidate, outcome="shipped")
+            elif candidate.outcome == "passed":
+                reason = why_not(one, winner, batch=batch, estimates=dict(estimates))
+                candidate = msgspec.structs.replace(candidate, reason=reason)
+            found.append(msgspec.structs.replace(one, candidate=candidate))
+        return found
+
+    def _tried(self, one: Attempt) -> None:
+        self.attempts.append(one)
+        c = one.candidate
+        self.stages.progress.note(f"{c.name}: {c.outcome}" + (f", {c.reason}" if c.reason else ""))
+        rows = candidate_rows([*(a.candidate for a in self.attempts), *self.skipped])
+        self.stages.progress.table(COLUMNS, rows)
+
+    def _cannot(self, way: Way) -> str:
+        """Why a plain candidate is not tried; empty where it is. At least one is, however little time there is."""
+        if self.attempts and self._is_late():
+            return self._out_of_time()
+        if way.precision.value == "tf32" and not list_gpus():
+            return "without a GPU nothing here multiplies in TF32"
+        if way.precision.quantized and self._ranges() is None:
+            return "it needs pictures to calibrate on: --calib"
+        return ""
+
+    def _ranges(self) -> Mapping[str, float] | None:
+        return None
+
+    def _is_late(self) -> bool:
+        return time.monotonic() > self.until
+
+    def _out_of_time(self) -> str:
+        self.complete = False
+        return "the time budget was used up; the same command goes on from here"
+
+    def _estimates(self, passed: list[Attempt]) -> dict[str, float]:
+        batch = usual_batch(self.common)
+        return {
+            a.candidate.name: estimated_ms(a.made.typed.folder / GRAPH, batch=batch, tf32=a.way.precision.tf32)
+            for a in passed
+            if a.made is not None
+        }
+
+
+def _risk(candidate: Candidate) -> tuple[int, int]:
+    return risk(Way(precision=candidate.precision, kept=candidate.kept))
+
+
+def _notes(shipped: Candidate, eager: tuple[Latency, ...]) -> tuple[str, ...]:
+    """At which batches eager PyTorch is as fast, if at any."""
+    found = []
+    for theirs in eager:
+        ours = latency_at(shipped, theirs.batch)
+        if ours is not None and ours.high >= theirs.low:
+            found.append(
+                f"{shipped.name} is not faster than eager PyTorch at batch {theirs.batch}: {ours.ms:.4g} ms against "
+                f"{theirs.ms:.4g}"
+            )
+    return tuple(found)
+
+
+def _not_tried(way: Way, why: str) -> Candidate:
+    return Candidate(name=way.name, precision=way.precision, reason=why)
+
+
+def _nothing_passed(attempts: list[Attempt], skipped: list[Candidate]) -> GateError:
+    tried = [a.candidate for a in attempts]
+    left = [c.name for c in skipped]
+    return GateError(
+        f"no bundle: none of {len(tried)} candidates passed every gate",
+        why="; ".join(f"{c.name}: {c.reason or 'it passed, and may not be shipped unmeasured'}" for c in tried),
+        do=f"give it more time: not tried yet: {', '.join(left)}" if left else "loosen the gates, or mend the model",
+        evidence=as_plain((*tried, *skipped)),
+    )

@@ -1,0 +1,64 @@
+"""For every candidate that lost to a safer one: what made it slower."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from trtship.deployment.making import Common, Made
+from trtship.deployment.options import DeployOptions
+from trtship.deployment.search.attempt import Attempt
+from trtship.deployment.search.choose import latency_at
+from trtship.deployment.search.order import risk
+from trtship.deployment.stages import GRAPH
+from trtship.deployment.stages.sizes import profiles_in
+from trtship.engine import LAYERS_FILE, PlanLayers
+from trtship.engine.profiles import profiles_of
+from trtship.engine.slower import Side, why_slower
+from trtship.family.profiles import narrowest
+from trtship.spec import batch_letter, from_json
+
+
+def with_reasons(
+    attempts: Sequence[Attempt], options: DeployOptions, common: Common, *, batch: int, timed: bool
+) -> list[Attempt]:
+    """The attempts, those that passed with why they are slower than a safer one: at `batch` the fastest of those that
+    are faster; where nothing was timed, the one that is shipped."""
+    found = []
+    for one in attempts:
+        other = _faster(one, attempts, batch) if timed else _shipped(one, attempts)
+        if one.candidate.outcome == "passed" and one.made is not None and other is not None:
+            lines = why_slower(_side(one, options, common, batch), _side(other, options, common, batch))
+            one = msgspec.structs.replace(one, candidate=msgspec.structs.replace(one.candidate, slower=lines))
+        found.append(one)
+    return found
+
+
+def _faster(one: Attempt, attempts: Sequence[Attempt], batch: int) -> Attempt | None:
+    ours = latency_at(one.candidate, batch)
+    safer = [
+        (theirs.ms, index)
+        for index, a in enumerate(attempts)
+        if risk(a.way) < risk(one.way) and (theirs := latency_at(a.candidate, batch)) is not None
+    ]
+    if ours is None or not safer or min(safer)[0] >= ours.ms:
+        return None
+    return attempts[min(safer)[1]]
+
+
+def _shipped(one: Attempt, attempts: Sequence[Attempt]) -> Attempt | None:
+    shipped = next(a for a in attempts if a.candidate.outcome == "shipped")
+    return shipped if risk(shipped.way) < risk(one.way) else None
+
+
+def _side(one: Attempt, options: DeployOptions, common: Common, batch: int) -> Side:
+    made = one.made
+    assert isinstance(made, Made)
+    layers = from_json(made.plan.read(LAYERS_FILE), PlanLayers, what=LAYERS_FILE)
+    letter = batch_letter(made.inputs)
+    sizes = {name: batch if name == letter else r.opt for name, r in common.ranges.items()}
+    shapes = {spec.name: spec.with_sizes(sizes) for spec in made.inputs}
+    single = profiles_in(options, made.inputs, common.ranges)
+    profile = narrowest(profiles_of(made.inputs, common.ranges, single=single), shapes)
+    return Side(one.candidate.name, made.typed.folder / GRAPH, layers, profile=profile)
