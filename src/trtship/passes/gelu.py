@@ -48,7 +48,7 @@ def write_gelus(model: onnx_ir.Model) -> int:
 
     editor, count = Editor(model, NAME), 0
     for node in list(model.graph):
-        found = _gelu_at(node)
+        found = gelu_at(node)
         if found is None or found.x.dtype not in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16):
             continue
         _rewrite(found, editor)
@@ -87,7 +87,8 @@ def _rewrite(found: Gelu, editor: Editor) -> None:
     editor.replace(end.outputs[0], node("Cast", value, to=int(dtype)))
 
 
-def _gelu_at(node: onnx_ir.Node) -> Gelu | None:
+def gelu_at(node: onnx_ir.Node) -> Gelu | None:
+    """The GELU that `node`, its operator or the error function in it, belongs to."""
     if node.op_type == "Gelu" and node.inputs[0] is not None:
         return Gelu(node.inputs[0], node, node.attributes.get_string("approximate", "none") == "tanh")
     return _written_out(node) if node.op_type == "Erf" else None

@@ -1,13 +1,15 @@
 """fp32 graph -> the same graph with QuantizeLinear and DequantizeLinear around its products with weights.
 
-It stays fp32 otherwise: `to_precision` with the same precision then makes the rest fp16. Scales are symmetric, as
-TensorRT asks: one for each tensor of activations, one for each output channel of the weights, which are stored as
-int8 or fp8 (E4M3).
+It stays fp32 otherwise: `to_precision` with the same precision then makes the rest fp16. Zero points are 0, as TensorRT
+asks. A tensor of activations has one scale and one Q/DQ pair, which all products that read it share. Weights, stored in
+int8 or fp8 (E4M3), have one scale for each output channel; but for products that share what they read (q, k and v of an
+attention) they have one scale together: TensorRT multiplies these at once, and multiplies channels' scales in, or keeps
+scales apart, in kernels of their own (benchmarks/notes.md).
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -17,8 +19,8 @@ from trtship.errors import SpecError
 from trtship.graphs.storage import EXTERNAL_OVER
 from trtship.passes.base import Pass, PassResult
 from trtship.passes.opset import raise_opset
-from trtship.passes.quantize_places import Product, chosen_products, name_of
-from trtship.passes.quantize_scales import quantized_weight, scale_of
+from trtship.passes.quantize_places import Product, Scope, chosen_products, name_of
+from trtship.passes.quantize_scales import quantized_weight, relative_error, scale_of, weight_scales
 from trtship.passes.rewrite import Editor
 from trtship.spec import Precision, Record
 
@@ -29,20 +31,38 @@ FLOAT8_OPSET = 19
 """The first in which QuantizeLinear makes float8e4m3fn."""
 
 
+class QuantizedTensor(Record, frozen=True):
+    """A tensor of activations: its `name`, its `scale`, and the name of the DequantizeLinear's `result`."""
+
+    name: str
+    scale: float
+    result: str
+
+
+class QuantizedProduct(Record, frozen=True):
+    """A product: the `node`'s name, that of its `result`, the relative error (Frobenius) of its weights, and whether
+    they have a scale for each channel."""
+
+    node: str
+    result: str
+    weight_error: float
+    per_channel: bool
+
+
 class QuantizeReport(Record, frozen=True):
-    """What the pass did: the products `quantized`, those `left_out` with why, by node name; how many `tensors` of
-    activations got a Q/DQ pair of their own, and the `scales` of those, by tensor name. `weights_only` says that
-    activations were left as they are. Where `quantized` is empty, the graph is the source's."""
+    """What the pass did: the `products` and `tensors` that it quantized, and the products it `left_out` with why, by
+    node name. With nothing in `products`, the graph is as it was."""
 
     precision: Precision
-    weights_only: bool
-    quantized: tuple[str, ...] = ()
+    scope: Scope
+    products: tuple[QuantizedProduct, ...] = ()
+    tensors: tuple[QuantizedTensor, ...] = ()
     left_out: dict[str, str] = msgspec.field(default_factory=dict)
-    scales: dict[str, float] = msgspec.field(default_factory=dict)
 
     @property
-    def tensors(self) -> int:
-        return len(self.scales)
+    def quantized(self) -> tuple[str, ...]:
+        """Names of the products' nodes."""
+        return tuple(product.node for product in self.products)
 
 
 class Quantize(Pass[QuantizeReport]):
@@ -55,36 +75,38 @@ class Quantize(Pass[QuantizeReport]):
         precision: Precision,
         ranges: Mapping[str, float],
         *,
+        scope: Scope = "fused",
         exclude: Collection[str] = (),
-        weights_only: bool = False,
     ) -> None:
         if not precision.quantized:
             raise SpecError(
                 f"{precision.value} needs no quantization", why="int8 and fp8 do", do="use to_precision alone"
             )
-        self.precision, self.ranges = precision, ranges
-        self.exclude, self.weights_only = frozenset(exclude), weights_only
+        self.precision, self.ranges, self.scope, self.exclude = precision, ranges, scope, frozenset(exclude)
 
     def call(self, model: onnx_ir.Model) -> PassResult[QuantizeReport]:
         """Edits `model`. Raises SpecError (names, ranges that are missing), GraphError for an opset too old."""
         from onnx_ir.passes import common
 
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-        chosen, left = chosen_products(model.graph, exclude=self.exclude)
-        report = QuantizeReport(precision=self.precision, weights_only=self.weights_only, left_out=left)
+        chosen, left = chosen_products(model.graph, self.precision, scope=self.scope, exclude=self.exclude)
+        report = QuantizeReport(precision=self.precision, scope=self.scope, left_out=left)
         if not chosen:
             return PassResult(model, False, report)
         raise_opset(model, FLOAT8_OPSET)
         writer = _Writer(model, self.precision)
-        scales: dict[str, float] = {}
+        groups: dict[onnx_ir.Value, list[Product]] = {}
         for product in chosen:
-            writer.weights(product)
-            if not self.weights_only:
-                name = product.activation.name or ""
-                scales[name] = writer.activation(product, self._amax(name))
+            groups.setdefault(product.activation, []).append(product)
+        products: dict[onnx_ir.Node, QuantizedProduct] = {}
+        tensors = []
+        for activation, group in groups.items():
+            products.update(writer.weights(group, joined=len(group) > 1 and self.scope != "weights"))
+            if self.scope != "weights":
+                tensors.append(writer.activation(activation, group, self._amax(activation.name or "")))
         common.RemoveUnusedNodesPass()(model)
-        quantized = tuple(name_of(product.node) for product in chosen)
-        return PassResult(model, True, msgspec.structs.replace(report, quantized=quantized, scales=scales))
+        found = tuple(products[product.node] for product in chosen)
+        return PassResult(model, True, msgspec.structs.replace(report, products=found, tensors=tuple(tensors)))
 
     def _amax(self, name: str) -> float:
         if name not in self.ranges:
@@ -93,7 +115,7 @@ class Quantize(Pass[QuantizeReport]):
 
 
 class _Writer:
-    """Puts Q and DQ nodes in, one pair for each tensor of activations."""
+    """Puts Q and DQ nodes in."""
 
     def __init__(self, model: onnx_ir.Model, precision: Precision) -> None:
         import onnx_ir as ir
@@ -101,42 +123,54 @@ class _Writer:
         self._editor = Editor(model, Quantize.name)
         self._precision = precision
         self._kind = ir.DataType.INT8 if precision is Precision.INT8 else ir.DataType.FLOAT8E4M3FN
-        self._done: dict[onnx_ir.Value, onnx_ir.Value] = {}
 
-    def weights(self, product: Product) -> None:
-        """One scale a channel; weights that several products share get a copy each."""
-        assert product.weight.const_value is not None
-        numbers, scales = quantized_weight(product.weight.const_value.numpy(), product.axis, self._precision)
-        name = product.weight.name or "weight"
-        stored = self._editor.constant(numbers, f"{name}/{self._precision.value}")
-        factors = self._editor.constant(scales, f"{name}/scale")
-        value = self._editor.node("DequantizeLinear", [stored, factors], before=product.node, axis=product.axis)
-        self._typed(value, product.weight)
-        slot = list(product.node.inputs).index(product.weight)
-        product.node.replace_input_with(slot, value)
-
-    def activation(self, product: Product, amax: float) -> float:
-        """The scale. Q and DQ stand ahead of the first product that reads the tensor, and all of them share it."""
+    def weights(self, group: Sequence[Product], *, joined: bool) -> dict[onnx_ir.Node, QuantizedProduct]:
+        """`joined`: one scale for all of them. Weights that several products use get a copy each."""
         import numpy as np
 
-        source, scale = product.activation, scale_of(amax, self._precision)
-        if source not in self._done:
-            factor = self._editor.constant(np.array(scale, np.float32), f"{source.name}/scale")
-            zero = self._editor.constant(np.zeros((), self._kind.numpy()), f"{source.name}/zero")
-            q = self._editor.node("QuantizeLinear", [source, factor, zero], before=product.node)
-            self._typed(q, source, kind=self._kind)
-            dq = self._editor.node("DequantizeLinear", [q, factor, zero], before=product.node)
-            self._typed(dq, source)
-            self._done[source] = dq
-        product.node.replace_input_with(0, self._done[source])
-        return scale
+        numbers = {p.node: p.weight.const_value.numpy() for p in group if p.weight.const_value is not None}
+        largest = np.array([np.abs(one).max(initial=0.0) for one in numbers.values()])
+        found = {}
+        for product in group:
+            weight, axis = numbers[product.node], None if joined else product.axis
+            scales = weight_scales(largest if joined else weight, axis, self._precision)
+            stored = quantized_weight(weight, scales, axis, self._precision)
+            name = product.weight.name or "weight"
+            inputs = [self._editor.constant(stored, f"{name}/{self._precision.value}")]
+            inputs.append(self._editor.constant(scales, f"{name}/scale"))
+            attributes = {} if axis is None else {"axis": axis}
+            value = self._editor.node("DequantizeLinear", inputs, before=product.node, **attributes)
+            _typed(value, product.weight)
+            product.node.replace_input_with(list(product.node.inputs).index(product.weight, 1), value)
+            found[product.node] = QuantizedProduct(
+                node=name_of(product.node),
+                result=product.node.outputs[0].name or "",
+                weight_error=relative_error(weight, stored, scales, axis),
+                per_channel=axis is not None,
+            )
+        return found
 
-    @staticmethod
-    def _typed(value: onnx_ir.Value, like: onnx_ir.Value, *, kind: onnx_ir.DataType | None = None) -> None:
-        import onnx_ir as ir
+    def activation(self, source: onnx_ir.Value, group: Sequence[Product], amax: float) -> QuantizedTensor:
+        """One pair, ahead of the first product that reads it."""
+        import numpy as np
 
-        value.shape = like.shape
-        value.type = ir.TensorType(kind or ir.DataType.FLOAT)
+        scale, first = scale_of(amax, self._precision), group[0].node
+        factor = self._editor.constant(np.array(scale, np.float32), f"{source.name}/scale")
+        zero = self._editor.constant(np.zeros((), self._kind.numpy()), f"{source.name}/zero")
+        low = self._editor.node("QuantizeLinear", [source, factor, zero], before=first)
+        _typed(low, source, kind=self._kind)
+        result = self._editor.node("DequantizeLinear", [low, factor, zero], before=first)
+        _typed(result, source)
+        for product in group:
+            product.node.replace_input_with(0, result)
+        return QuantizedTensor(name=source.name or "", scale=scale, result=result.name or "")
+
+
+def _typed(value: onnx_ir.Value, like: onnx_ir.Value, *, kind: onnx_ir.DataType | None = None) -> None:
+    import onnx_ir as ir
+
+    value.shape = like.shape
+    value.type = ir.TensorType(kind or ir.DataType.FLOAT)
 
 
 def to_quantized(
@@ -145,20 +179,20 @@ def to_quantized(
     precision: Precision,
     ranges: Mapping[str, float],
     *,
+    scope: Scope = "fused",
     exclude: Collection[str] = (),
-    weights_only: bool = False,
     external_over: int = EXTERNAL_OVER,
 ) -> QuantizeReport:
     """Write the fp32 graph at `source` to `target`, fp32 still, with Q/DQ around its products with weights.
 
     `precision` is INT8 or FP8. `ranges` has the largest magnitude that each tensor of `tensors_to_calibrate(source)`
-    is to represent, by name (`Calibration.ranges` of trtship.calibrate). `exclude` are names of nodes (of the graph at
-    `source`) that stay as they are; a product without a name goes by its first output's. `weights_only` leaves
-    activations alone, and needs no ranges. The strongly typed graph is then
-    `to_precision(target, typed, precision)`, which makes everything else fp16.
+    is to represent, by name (`Calibration.ranges` of trtship.calibrate). `scope` says which products
+    (`trtship.passes.quantize_places`); `weights` leaves activations alone, and needs no ranges. `exclude` are names of
+    nodes (of the graph at `source`) that stay as they are; a product without a name goes by its first output's. The
+    strongly typed graph is then `to_precision(target, typed, precision)`, which makes everything else fp16.
 
     The node and tensor names of `source` stay. Raises GraphError, SpecError (an unknown name, a range missing),
     OutputError.
     """
-    one = Quantize(precision, ranges, exclude=exclude, weights_only=weights_only)
+    one = Quantize(precision, ranges, scope=scope, exclude=exclude)
     return one.apply(source, target, external_over=external_over)

@@ -16,16 +16,51 @@ LARGEST = {Precision.INT8: 127.0, Precision.FP8: 448.0}
 Formats for Deep Learning", 2022, table 1)."""
 SMALLEST_SCALE = 2.0**-14
 """The smallest normal fp16 number: the scales of a strongly typed graph are fp16, as the tensors beside them."""
+LARGEST_SCALE = 65504.0
 
 
 def scale_of(amax: float, precision: Precision) -> float:
-    """The scale at which `amax`, a magnitude, is the largest number stored; an fp16 number, rounded upwards.
+    """The scale at which the magnitude `amax` is the largest number stored; an fp16 number, rounded upwards.
 
-    A tensor of zeros gets the smallest scale. Raises SpecError for a negative `amax`, or one that is not finite.
+    A tensor of zeros gets the smallest scale. Raises SpecError for a negative `amax`, one that is not finite, and one
+    whose scale fp16 does not hold.
     """
-    if not math.isfinite(amax) or amax < 0:
-        raise SpecError(f"a range of {amax} cannot be quantized", why="it must be finite", do="calibrate again")
+    if not 0 <= amax <= LARGEST_SCALE * LARGEST[precision]:  # nor is NaN
+        why = f"it takes 0 to {LARGEST_SCALE * LARGEST[precision]:.3g}"
+        raise SpecError(f"a range of {amax} cannot be quantized", why=why, do="calibrate again")
     return float(_scales(amax, precision))
+
+
+def weight_scales(weight: Numbers, axis: int | None, precision: Precision) -> Numbers:
+    """float32, one for each channel along `axis`; a single one, of no dimensions, for None."""
+    import numpy as np
+
+    others = tuple(i for i in range(weight.ndim) if i != axis) if axis is not None else None
+    return _scales(np.abs(weight).max(axis=others, initial=0.0), precision)
+
+
+def quantized_weight(weight: Numbers, scales: Numbers, axis: int | None, precision: Precision) -> Numbers:
+    """`weight`, float32, over `scales`, as int8 or float8_e4m3fn: rounded to nearest, ties to even, as QuantizeLinear
+    does."""
+    import ml_dtypes
+    import numpy as np
+
+    largest = LARGEST[precision]
+    scaled = np.clip(weight / _broadcast(scales, axis, weight.ndim), -largest, largest)
+    return np.rint(scaled).astype(np.int8) if precision is Precision.INT8 else scaled.astype(ml_dtypes.float8_e4m3fn)
+
+
+def relative_error(weight: Numbers, stored: Numbers, scales: Numbers, axis: int | None) -> float:
+    """Of the weights that `stored` stands for: ||difference|| / ||weight||; 0 for weights of zeros."""
+    import numpy as np
+
+    kept = stored.astype(np.float64) * _broadcast(scales.astype(np.float64), axis, weight.ndim)
+    size = float(np.linalg.norm(weight.astype(np.float64)))
+    return float(np.linalg.norm(weight - kept)) / size if math.isfinite(size) and size > 0 else 0.0
+
+
+def _broadcast(scales: Numbers, axis: int | None, dimensions: int) -> Numbers:
+    return scales if axis is None else scales.reshape([-1 if i == axis else 1 for i in range(dimensions)])
 
 
 def _scales(amax: Numbers, precision: Precision) -> Numbers:
@@ -36,20 +71,3 @@ def _scales(amax: Numbers, precision: Precision) -> Numbers:
     near = wanted.astype(np.float16)
     scales = np.where(near.astype(np.float64) < wanted, np.nextafter(near, np.float16(np.inf)), near)
     return scales.astype(np.float32)
-
-
-def quantized_weight(weight: Numbers, axis: int, precision: Precision) -> tuple[Numbers, Numbers]:
-    """`weight`, float32, in int8 or float8_e4m3fn, and its scales, float32 [channels], one along `axis`.
-
-    Rounded to nearest, ties to even, as QuantizeLinear does.
-    """
-    import ml_dtypes
-    import numpy as np
-
-    others = tuple(i for i in range(weight.ndim) if i != axis)
-    scales = _scales(np.abs(weight).max(axis=others), precision)
-    shape = [-1 if i == axis else 1 for i in range(weight.ndim)]
-    scaled = weight / scales.reshape(shape)
-    if precision is Precision.INT8:
-        return np.clip(np.rint(scaled), -LARGEST[precision], LARGEST[precision]).astype(np.int8), scales
-    return scaled.astype(ml_dtypes.float8_e4m3fn), scales

@@ -1,0 +1,17 @@
+"""Data -> ranges: what pictures make of the tensors that are to be quantized."""
+
+from trtship.calibrate.feeds import Feeds, feeds_of_arrays, feeds_of_folder
+from trtship.calibrate.ranges import calibrate
+from trtship.calibrate.records import METHODS, Calibration, Method, TensorRange, parse_method
+
+__all__ = [
+    "METHODS",
+    "Calibration",
+    "Feeds",
+    "Method",
+    "TensorRange",
+    "calibrate",
+    "feeds_of_arrays",
+    "feeds_of_folder",
+    "parse_method",
+]
