@@ -2,9 +2,10 @@
 
 from trtship.calibrate.feeds import Feeds, feeds_of_arrays, feeds_of_folder
 from trtship.calibrate.ranges import calibrate
-from trtship.calibrate.records import METHODS, Calibration, Method, TensorRange, parse_method
+from trtship.calibrate.records import DEFAULT_METHOD, METHODS, Calibration, Method, TensorRange, parse_method
 
 __all__ = [
+    "DEFAULT_METHOD",
     "METHODS",
     "Calibration",
     "Feeds",

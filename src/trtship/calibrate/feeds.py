@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from trtship.errors import ImageError, InputError
+from trtship.files import sha256_of
 from trtship.pictures import is_picture_name
 from trtship.preprocess import Preprocess, preprocess_images
 from trtship.spec import TensorSpec, batch_letter
@@ -83,6 +85,22 @@ def feeds_of_arrays(
         return {s.name: np.ascontiguousarray(arrays[s.name][chosen[begin:end]]).astype(s.dtype) for s in inputs}
 
     return _feeds(source, len(chosen), inputs, load)
+
+
+def feed_files(root: Path) -> list[Path]:
+    """The pictures below a folder, else the arrays in it, sorted. Raises ImageError where there are neither."""
+    return (sorted(root.glob("*.npy")) if root.is_dir() else []) or pictures_below(root)
+
+
+def digest_of_feeds(root: Path) -> str:
+    """SHA-256 over the names and contents of `feed_files`. Raises ImageError."""
+    whole = hashlib.sha256()
+    for path in feed_files(root):
+        try:
+            whole.update(f"{path.relative_to(root)} {sha256_of(path)}\n".encode(errors="surrogateescape"))
+        except OSError as error:
+            raise ImageError(f"cannot read {path}", why=str(error.strerror), do="mend its permissions") from error
+    return whole.hexdigest()
 
 
 def pictures_below(root: Path) -> list[Path]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from trtship.calibrate.feeds import Feeds
-from trtship.calibrate.records import Calibration, Method, TensorRange
+from trtship.calibrate.records import DEFAULT_METHOD, Calibration, Method, TensorRange
 from trtship.calibrate.sizes import root_mean_squares
 from trtship.errors import GraphError, SpecError
 from trtship.graphs.storage import EXTERNAL_OVER, graph_files
@@ -30,7 +30,7 @@ PERCENTILE = 99.999
 
 
 def calibrate(
-    graph: Path, tensors: Collection[str], feeds: Feeds, *, method: Method = "min-max", progress: Progress = SILENT
+    graph: Path, tensors: Collection[str], feeds: Feeds, *, method: Method = DEFAULT_METHOD, progress: Progress = SILENT
 ) -> Calibration:
     """Run `feeds` through the fp32 ONNX file `graph` on the CPU, batch by batch, and tell the range of each tensor.
 

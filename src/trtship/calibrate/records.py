@@ -8,6 +8,8 @@ from trtship.errors import SpecError
 from trtship.spec import Record
 
 Method = Literal["min-max", "entropy", "percentile"]
+DEFAULT_METHOD: Method = "percentile"
+"""As near to the whole range as makes no difference where there are no outliers, and without them where there are."""
 METHODS: tuple[Method, ...] = get_args(Method)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from trtship.cli.options import add_build, add_export, add_output, add_passes, add_search, add_source
+from trtship.cli.options import add_build, add_export, add_output, add_passes, add_quantization, add_search, add_source
 
 if TYPE_CHECKING:
     from trtship.cli.console import Console
@@ -23,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_passes(parser)
     add_build(parser, auto=True)
     add_search(parser)
+    add_quantization(parser)
     parser.add_argument("--labels", metavar="FILE", help="the classes' names, one a line")
     parser.add_argument("--why", action="store_true", help="tell of each stage what changed since its last run")
     add_output(parser, "the bundle")
@@ -52,6 +53,8 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
             max_rel_l2=arguments.max_rel_l2,
             min_cosine=arguments.min_cosine,
             calib_dir=arguments.calib,
+            calib_method=arguments.calib_method,
+            quantize=arguments.quantize,
             candidates=arguments.candidates,
             time_budget=arguments.time_budget,
         ),

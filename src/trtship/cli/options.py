@@ -126,9 +126,6 @@ def add_search(parser: argparse.ArgumentParser) -> None:
     gates.add_argument("--min-cosine", type=float, metavar="X", help="smallest cosine of an output with the original's")
     search = parser.add_argument_group("--precision auto (needs --eval, --max-rel-l2 or --min-cosine)")
     search.add_argument(
-        "--calib", metavar="DIR", help="pictures to calibrate fp8 and int8 on; without, neither is tried"
-    )
-    search.add_argument(
         "--candidates",
         metavar="NAMES",
         help="what to try: fp32, tf32, fp16, bf16, fp8, int8, and mixed, which keeps some nodes in a higher precision "
@@ -139,6 +136,30 @@ def add_search(parser: argparse.ArgumentParser) -> None:
         metavar="TIME",
         help="begin nothing new after so long, such as 20m or 1h, and ship the best so far; the same command goes on "
         "from there (default: no limit)",
+    )
+
+
+def add_quantization(parser: argparse.ArgumentParser) -> None:
+    """What fp8 and int8 need."""
+    group = parser.add_argument_group("fp8 and int8")
+    group.add_argument(
+        "--calib",
+        metavar="DIR",
+        help="some hundred pictures like those that the model will see, to calibrate on, or for a model without "
+        "preprocessing INPUT.npy files (default: the pictures of --eval)",
+    )
+    group.add_argument(
+        "--calib-method",
+        metavar="NAME",
+        default="percentile",
+        help="percentile (99.999 %%), entropy or min-max (default: percentile)",
+    )
+    group.add_argument(
+        "--quantize",
+        metavar="SCOPE",
+        default="fused",
+        help="fused: the products that TensorRT needs no further kernels for; all; or weights: the weights of all of "
+        "them and no activations, which makes a smaller plan, not a faster one (default: fused)",
     )
 
 

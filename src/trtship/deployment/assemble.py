@@ -67,6 +67,8 @@ def _lay_out(draft: Path, common: Common, made: Made) -> _Names:
         "precision": made.typed,
         "build": made.plan,
     }
+    reports |= {"calibrate": made.calibrated} if made.calibrated is not None else {}
+    reports |= {"quantize": made.quantized} if made.quantized is not None else {}
     if common.fast is common.simple:
         del reports["optimize"]
     for name, entry in reports.items():

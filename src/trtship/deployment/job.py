@@ -13,6 +13,7 @@ from trtship.bundle.bundle import Bundle, write_manifest
 from trtship.bundle.candidates import Choice, choice_of
 from trtship.bundle.verify import check_bundle
 from trtship.cache import Cache
+from trtship.calibrate import DEFAULT_METHOD
 from trtship.deployment.assemble import assemble
 from trtship.deployment.making import Made, make_common, make_plan
 from trtship.deployment.options import DeployOptions, recipe_of
@@ -72,6 +73,8 @@ def deploy(
     max_rel_l2: float | None = None,
     min_cosine: float | None = None,
     calib_dir: str | Path | None = None,
+    calib_method: str = DEFAULT_METHOD,
+    quantize: str = "fused",
     candidates: str | None = None,
     time_budget: str | None = None,
     force: bool = False,
@@ -84,6 +87,10 @@ def deploy(
     `"NAME=Bx3x80x80[:int64]"`; `passes` are `"all"`, `"none"` or names with commas between them, of the rewrites that
     make the graph faster. `precision="auto"` tries `candidates` (all, or names with commas between them) within
     `time_budget` (`"20m"`), and ships the fastest that passes every gate.
+
+    For fp8 and int8, `calib_dir` has pictures (by default those of `eval_dir`), `calib_method` is `"percentile"`,
+    `"entropy"` or `"min-max"`, and `quantize` says which products: `"fused"` those that cost no kernel, `"all"`, or
+    `"weights"`, of all of them the weights alone.
 
     A bundle that stands at `output` and was made from the same recipe is left as it is; any other needs `force`.
 
@@ -116,6 +123,8 @@ def deploy(
         max_rel_l2=max_rel_l2,
         min_cosine=min_cosine,
         calib_dir=calib_dir,
+        calib_method=calib_method,
+        quantize=quantize,
         candidates=candidates,
         time_budget=time_budget,
     )

@@ -5,7 +5,9 @@ from __future__ import annotations
 import msgspec
 
 from trtship.cache import Entry
+from trtship.calibrate.noise import quantization_noise
 from trtship.deployment.stages import Stages
+from trtship.deployment.stages.calibrate import calibrated, quantized
 from trtship.deployment.stages.graphs import ModelReport, export, optimized, simplified
 from trtship.deployment.stages.original import labels_of, original
 from trtship.deployment.stages.plan import build
@@ -30,7 +32,9 @@ class Common(msgspec.Struct, frozen=True):
 
 
 class Made(msgspec.Struct, frozen=True):
-    """A plan, the strongly typed graph that it was built from, its inputs and outputs, and its bounds by subject."""
+    """A plan, the strongly typed graph that it was built from, its inputs and outputs, and its bounds by subject.
+
+    `quantized` is the graph with Q/DQ and `calibrated` the ranges, None where the precision has neither."""
 
     way: Way
     typed: Entry
@@ -38,6 +42,8 @@ class Made(msgspec.Struct, frozen=True):
     bounds: dict[str, Bound]
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    quantized: Entry | None = None
+    calibrated: Entry | None = None
 
 
 def make_common(stages: Stages) -> Common:
@@ -52,11 +58,27 @@ def make_common(stages: Stages) -> Common:
 
 
 def make_plan(stages: Stages, common: Common, way: Way) -> Made:
-    """Set the precision, build."""
-    graph, bounds = typed(stages, common.fast, way)
+    """Quantize where the precision asks for it, set the precision, build."""
+    ranges = with_qdq = noise = None
+    if way.precision.quantized:
+        calibration = None
+        if stages.options.scope != "weights":
+            ranges, calibration = calibrated(stages, common.fast, common.model)
+        with_qdq, report = quantized(stages, common.fast, way, calibration)
+        noise = quantization_noise(report, calibration)
+    graph, bounds = typed(stages, with_qdq or common.fast, way, exact=common.fast, noise=noise)
     inputs, outputs = (
         tuple(msgspec.structs.replace(s, dtype=stages.options.io_dtype) if s.dtype == "float32" else s for s in specs)
         for specs in (common.model.inputs, common.model.export.outputs)
     )
     plan = build(stages, graph, way.precision, inputs, common.ranges)
-    return Made(way=way, typed=graph, plan=plan, bounds=bounds, inputs=inputs, outputs=outputs)
+    return Made(
+        way=way,
+        typed=graph,
+        plan=plan,
+        bounds=bounds,
+        inputs=inputs,
+        outputs=outputs,
+        quantized=with_qdq,
+        calibrated=ranges,
+    )

@@ -11,6 +11,9 @@ from typing import Any
 import msgspec
 
 from trtship import __version__
+from trtship.calibrate.feeds import digest_of_feeds, feed_files
+from trtship.calibrate.records import DEFAULT_METHOD, Method, parse_method
+from trtship.deployment.quantized import check_quantized
 from trtship.deployment.search_options import AUTO, check_search, parse_candidates, parse_duration
 from trtship.engine.profiles import parse_profiles
 from trtship.errors import OutputError, SpecError
@@ -18,6 +21,7 @@ from trtship.export.onnx import check_opset
 from trtship.export.source import parse_exporter
 from trtship.files import sha256_of
 from trtship.gpu import list_gpus
+from trtship.passes.quantize_places import Scope, parse_scope
 from trtship.passes.registry import ALL, parse_passes
 from trtship.pictures import list_image_folder
 from trtship.sources import SourceOptions
@@ -35,7 +39,9 @@ class DeployOptions(Record, frozen=True):
     in the order in which they run; `max_drop` is in points of top-1.
 
     `precision` is None for `auto`. `max_rel_l2` and `min_cosine` are gates on the outputs, worst row. Of a search:
-    `candidates` are its names (empty: all), `calib_dir` has the pictures to calibrate on, `time_budget` is in seconds.
+    `candidates` are its names (empty: all), `time_budget` is in seconds. Of fp8 and int8: `calib_dir` has the pictures
+    to calibrate on (None: those of `eval_dir`), `calib_method` and `scope` are as `trtship.calibrate` and
+    `trtship.passes.quantize_places` say.
     """
 
     source: SourceOptions
@@ -56,6 +62,8 @@ class DeployOptions(Record, frozen=True):
     min_cosine: float | None = None
     candidates: tuple[str, ...] = ()
     calib_dir: str | None = None
+    calib_method: Method = DEFAULT_METHOD
+    scope: Scope = "fused"
     time_budget: float | None = None
 
     @staticmethod
@@ -71,6 +79,8 @@ class DeployOptions(Record, frozen=True):
         eval_dir: str | Path | None,
         labels: str | Path | None,
         calib_dir: str | Path | None = None,
+        calib_method: str = DEFAULT_METHOD,
+        quantize: str = "fused",
         candidates: str | None = None,
         time_budget: str | None = None,
         **others: Any,
@@ -87,6 +97,8 @@ class DeployOptions(Record, frozen=True):
             eval_dir=None if eval_dir is None else str(eval_dir),
             labels=None if labels is None else str(labels),
             calib_dir=None if calib_dir is None else str(calib_dir),
+            calib_method=parse_method(calib_method),
+            scope=parse_scope(quantize),
             candidates=() if candidates is None else parse_candidates(candidates),
             time_budget=None if time_budget is None else parse_duration(time_budget, "--time-budget"),
             **others,
@@ -113,7 +125,10 @@ class DeployOptions(Record, frozen=True):
         if self.eval_dir is not None:
             list_image_folder(self.eval_dir)
         if self.calib_dir is not None:
-            check_calibration(Path(self.calib_dir))
+            feed_files(Path(self.calib_dir))
+        if self.precision is not None and self.precision.quantized:
+            calib = self.calib_dir or self.eval_dir
+            check_quantized(self.precision, scope=self.scope, calib=calib, targets=self.targets)
         if self.labels is not None:
             read_labels(Path(self.labels))
 
@@ -121,14 +136,6 @@ class DeployOptions(Record, frozen=True):
     def precision_name(self) -> str:
         """As it is typed."""
         return AUTO if self.precision is None else self.precision.value
-
-
-def check_calibration(folder: Path) -> None:
-    """Raises ImageError for a folder that holds neither pictures nor arrays."""
-    from trtship.calibrate.feeds import pictures_below
-
-    if not (folder.is_dir() and any(folder.glob("*.npy"))):
-        pictures_below(folder)
 
 
 def read_labels(path: Path) -> tuple[str, ...]:
@@ -164,8 +171,18 @@ def recipe_of(options: DeployOptions, *, model: dict[str, str], family: str) -> 
         "max_rel_l2": options.max_rel_l2,
         "min_cosine": options.min_cosine,
         "candidates": list(options.candidates),
+        "calib": _calibration_of(options),
         "versions": versions(),
     }
+
+
+def _calibration_of(options: DeployOptions) -> dict[str, str] | None:
+    """What fp8 and int8 follow from; None where neither is asked for."""
+    folder = options.calib_dir or options.eval_dir
+    if options.precision is not None and not options.precision.quantized:
+        return None
+    files = digest_of_feeds(Path(folder)) if folder is not None and options.scope != "weights" else ""
+    return {"files": files, "method": options.calib_method, "scope": options.scope}
 
 
 def versions() -> dict[str, str]:

@@ -77,9 +77,9 @@ def check_search(options: DeployOptions) -> None:
             do="add --eval DIR with labelled pictures (and --max-drop), or --max-rel-l2 or --min-cosine",
         )
     quantized = [name for name in options.candidates if name in ("fp8", "int8")]
-    if quantized and options.calib_dir is None:
+    if quantized and options.calib_dir is None and options.eval_dir is None:
         raise SpecError(
             f"--candidates {quantized[0]} needs pictures to calibrate on",
             why="its scales come from what the model makes of them",
-            do="add --calib DIR; some hundred pictures like those it will see, not those of --eval",
+            do="add --calib DIR: some hundred pictures like those it will see, rather not those of --eval",
         )

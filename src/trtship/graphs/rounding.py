@@ -17,7 +17,7 @@ It takes the network's own gain for 1: normalisation and residual sums keep it n
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from trtship.errors import GraphError
@@ -77,16 +77,21 @@ def rounding_bound(model: onnx_ir.Model, precision: Precision) -> RoundingBound:
     )
 
 
-def roundings_up_to(model: onnx_ir.Model, precision: Precision) -> dict[str, Rounding]:
+def roundings_up_to(
+    model: onnx_ir.Model, precision: Precision, *, more: Mapping[str, float] | None = None
+) -> dict[str, Rounding]:
     """For each tensor that a node makes, by name: the largest sum of squared roundoffs over all paths to it.
 
-    Constants and integers start at none. `model` has its types and, where known, its shapes.
+    Constants and integers start at none. `model` has its types and, where known, its shapes. `more` is variance that
+    the tensors of these names add: of quantization, say.
     """
     so_far: dict[str, Rounding] = {}
     for node in model.graph:
         before = _largest(so_far.get(value.name or "", Rounding()) for value in node.inputs if value is not None)
         after = before + roundings_of(node, precision)
         for output in node.outputs:
+            if more and output.name in more:
+                after += Rounding(variance=more[output.name or ""])
             so_far[output.name or ""] = after
     return so_far
 

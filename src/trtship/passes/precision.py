@@ -51,6 +51,9 @@ class ToPrecision(Pass[PrecisionReport]):
 
     `keep` names nodes that compute in fp32 between casts; a product among them may still be multiplied in TF32.
 
+    fp8 and int8 take a graph with Q/DQ (`trtship.passes.quantize`), and make what is not between these fp16. Scales are
+    fp16 numbers then, too: those of a graph from elsewhere are rounded.
+
     fp32 and tf32 leave the graph as it is: TF32 is a way to multiply fp32 tensors, which the builder chooses.
     Softmax runs in fp32 between two casts; LayerNormalization says `stash_type=1`, fp32 statistics, for itself.
     """
@@ -81,6 +84,12 @@ class ToPrecision(Pass[PrecisionReport]):
             return PassResult(model, False, PrecisionReport(precision=self.precision, io_dtype=self.io_dtype))
         import onnx_ir as ir
 
+        if self.precision.quantized and not any(node.op_type == "DequantizeLinear" for node in model.graph):
+            raise GraphError(
+                f"the graph is not quantized to {self.precision.value}",
+                why="it has no DequantizeLinear",
+                do="`trtship deploy --calib DIR` calibrates and quantizes; or use --precision fp16",
+            )
         low = ir.DataType[self.precision.graph_dtype.upper()]
         prepare(model, low)
         assignment = Assignment(model, low, keep=self.keep)

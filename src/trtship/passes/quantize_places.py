@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from trtship.errors import SpecError
 from trtship.graphs.operators import MOVES
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 Scope = Literal["fused", "all", "weights"]
 """`all` quantizes every product but the first and the last, `fused` those of them that cost no kernel, `weights` the
 weights of all of them and no activations."""
+SCOPES: tuple[Scope, ...] = get_args(Scope)
 Place = Literal["first", "last"]
 WEIGHT_SLOTS = {"MatMul": 1, "Gemm": 1, "Conv": 1}
 """Operator -> the input that its weights are."""
@@ -44,6 +45,14 @@ class Product:
     activation: onnx_ir.Value
     weight: onnx_ir.Value
     axis: int
+
+
+def parse_scope(text: str) -> Scope:
+    """`"fused"`, `"all"` or `"weights"`. Raises SpecError."""
+    for scope in SCOPES:
+        if text == scope:
+            return scope
+    raise SpecError(f"--quantize {text!r} is no scope", why=f"it takes {', '.join(SCOPES)}", do="name one of them")
 
 
 def name_of(node: onnx_ir.Node) -> str:

@@ -95,7 +95,7 @@ def low_dtype(precision: Precision) -> Any:
     those run in fp32."""
     import torch
 
-    return {Precision.FP16: torch.float16, Precision.BF16: torch.bfloat16}.get(precision, torch.float32)
+    return getattr(torch, precision.graph_dtype)
 
 
 def low_specs(specs: tuple[TensorSpec, ...], precision: Precision) -> tuple[TensorSpec, ...]:

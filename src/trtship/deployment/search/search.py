@@ -19,6 +19,7 @@ from trtship.deployment.search.slower import with_reasons
 from trtship.deployment.search.timing import EAGER, time_all, with_times
 from trtship.deployment.search_options import MIXED
 from trtship.deployment.stages import GRAPH, Stages
+from trtship.deployment.stages.calibrate import calibrated
 from trtship.deployment.way import Way
 from trtship.errors import GateError
 from trtship.gpu import list_gpus
@@ -145,7 +146,12 @@ class _Search:
         return ""
 
     def _ranges(self) -> Mapping[str, float] | None:
-        return None
+        options = self.stages.options
+        if options.scope == "weights":
+            return {}
+        if options.calib_dir is None and options.eval_dir is None:
+            return None
+        return calibrated(self.stages, self.common.fast, self.common.model)[1].ranges
 
     def _is_late(self) -> bool:
         return time.monotonic() > self.until

@@ -1,0 +1,91 @@
+"""fp32 graph -> ranges of its tensors -> fp32 graph with Q/DQ."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from trtship.cache import Entry
+from trtship.calibrate import Calibration, calibrate, feeds_of_folder
+from trtship.deployment.stages.base import GRAPH, REPORT, Stages, graph_digests
+from trtship.deployment.stages.graphs import ModelReport
+from trtship.deployment.way import Way
+from trtship.errors import GraphError, SpecError
+from trtship.passes.quantize import QuantizeReport, to_quantized
+from trtship.passes.quantize_places import tensors_to_calibrate
+from trtship.spec import from_json, to_json
+
+
+def calibrated(stages: Stages, graph: Entry, model: ModelReport) -> tuple[Entry, Calibration]:
+    """The ranges of all tensors that may be quantized, whatever the precision, from the pictures of --calib, else of
+    --eval. Raises SpecError where neither was given."""
+    options = stages.options
+    folder = options.calib_dir or options.eval_dir
+    if folder is None:
+        raise SpecError(
+            "fp8 and int8 need pictures to calibrate on",
+            why="their scales come from what the model makes of them",
+            do="add --calib DIR: some hundred pictures like those that it will see",
+        )
+    if options.calib_dir is None:
+        stages.progress.note(f"calibrating on the pictures of --eval, {folder}: --calib DIR names others")
+
+    def make(place: Path) -> None:
+        with stages.progress.stage("calibrate", f"by {options.calib_method}"):
+            source = graph.folder / GRAPH
+            feeds = feeds_of_folder(folder, model.inputs, model.preprocess)
+            tensors = tensors_to_calibrate(source)
+            found = calibrate(source, tensors, feeds, method=options.calib_method, progress=stages.progress)
+        (place / REPORT).write_bytes(to_json(found))
+
+    def read(entry: Entry) -> Calibration:
+        return from_json(entry.read(REPORT), Calibration, what="the calibration")
+
+    def did(entry: Entry) -> str:
+        found = read(entry)
+        return f"{len(found.tensors)} tensors on {found.pictures} pictures, by {found.method}"
+
+    key = {"graph": graph_digests(graph), **stages.part("calib", "versions")}
+    entry = stages.run("calibrate", key, make, did)
+    return entry, read(entry)
+
+
+def quantized(stages: Stages, graph: Entry, way: Way, calibration: Calibration | None) -> tuple[Entry, QuantizeReport]:
+    """`way`'s nodes that are kept stay out of Q/DQ. Weights alone need no `calibration`."""
+    scope, ranges = stages.options.scope, calibration.ranges if calibration is not None else {}
+
+    def make(folder: Path) -> None:
+        with stages.progress.stage("quantize", f"to {way.precision.value}"):
+            report = to_quantized(
+                graph.folder / GRAPH,
+                folder / GRAPH,
+                way.precision,
+                ranges,
+                scope=scope,
+                exclude=way.kept,
+            )
+        if not report.products:
+            raise GraphError(
+                "there is nothing in the graph to quantize",
+                why="; ".join(f"{name}: {why}" for name, why in report.left_out.items())
+                or "it has no product of a tensor with constant weights",
+                do="use --precision fp16, or --quantize all",
+            )
+        (folder / REPORT).write_bytes(to_json(report))
+
+    def read(entry: Entry) -> QuantizeReport:
+        return from_json(entry.read(REPORT), QuantizeReport, what="the quantize stage's report")
+
+    def did(entry: Entry) -> str:
+        found = read(entry)
+        return f"{len(found.products)} products with weights, {len(found.left_out)} left out"
+
+    key = {
+        "graph": graph_digests(graph),
+        "precision": way.precision.value,
+        "kept": list(way.kept),
+        "scope": scope,
+        "ranges": ranges,
+        **stages.part("versions"),
+    }
+    entry = stages.run("quantize", key, make, did, of=way.name if stages.options.precision is None else "")
+    return entry, read(entry)
