@@ -19,7 +19,7 @@ from trtship.deployment.stages import GRAPH, PLAN, REPORT, Stages
 from trtship.deployment.way import Way
 from trtship.errors import BuildError, GraphError
 from trtship.gpu import list_gpus
-from trtship.spec import as_plain, from_json, to_json
+from trtship.spec import Record, as_plain, from_json, to_json
 from trtship.verify import Verdict
 
 
@@ -31,11 +31,18 @@ class Attempt(msgspec.Struct, frozen=True):
     made: Made | None
 
 
-class _Fleeting(Exception):
-    """Verdicts that are not to be remembered."""
+class Tried(Record, frozen=True):
+    """What is remembered of a way: its verdicts, and the seconds that it took to make and check."""
 
-    def __init__(self, verdicts: tuple[Verdict, ...]) -> None:
-        self.verdicts = verdicts
+    verdicts: tuple[Verdict, ...]
+    seconds: float
+
+
+class _Fleeting(Exception):
+    """What is not to be remembered."""
+
+    def __init__(self, tried: Tried) -> None:
+        self.tried = tried
 
 
 def attempt(stages: Stages, common: Common, way: Way) -> Attempt:
@@ -48,20 +55,21 @@ def attempt(stages: Stages, common: Common, way: Way) -> Attempt:
         why = f"{error.what}: {error.why}" if error.why else error.what
         seconds = round(time.monotonic() - begun, 2)
         return Attempt(way, msgspec.structs.replace(bare, outcome="failed", reason=why, seconds=seconds), None)
-    found = judged(measured(bare, _verdicts(stages, common, made)), gates_of(stages.options))
+    tried = _tried(stages, common, made, begun)
+    found = judged(measured(bare, tried.verdicts), gates_of(stages.options))
     size = (made.plan.folder / PLAN).stat().st_size / 2**20
-    seconds = round(time.monotonic() - begun, 2)
-    return Attempt(way, msgspec.structs.replace(found, plan_mib=round(size, 2), seconds=seconds), made)
+    return Attempt(way, msgspec.structs.replace(found, plan_mib=round(size, 2), seconds=tried.seconds), made)
 
 
-def _verdicts(stages: Stages, common: Common, made: Made) -> tuple[Verdict, ...]:
+def _tried(stages: Stages, common: Common, made: Made, begun: float) -> Tried:
     def make(folder: Path) -> None:
         with tempfile.TemporaryDirectory(prefix="trtship-candidate-") as name:
             assemble(stages, common, made, Path(name), name="candidate")
             verdicts = _checked(stages, Bundle.open(name))
+        tried = Tried(verdicts=verdicts, seconds=round(time.monotonic() - begun, 2))
         if not all(map(_is_lasting, verdicts)):
-            raise _Fleeting(verdicts)
-        (folder / REPORT).write_bytes(to_json(verdicts))
+            raise _Fleeting(tried)
+        (folder / REPORT).write_bytes(to_json(tried))
 
     files = {
         "graph": {name: d for name, d in common.fast.files.items() if name.startswith(GRAPH)},
@@ -79,8 +87,8 @@ def _verdicts(stages: Stages, common: Common, made: Made) -> tuple[Verdict, ...]
     try:
         entry = stages.run("candidate", key, make, of=made.way.name)
     except _Fleeting as fault:
-        return fault.verdicts
-    return from_json(entry.read(REPORT), tuple[Verdict, ...], what="a candidate's verdicts")
+        return fault.tried
+    return from_json(entry.read(REPORT), Tried, what="what came of a candidate")
 
 
 def _checked(stages: Stages, bundle: Bundle) -> tuple[Verdict, ...]:

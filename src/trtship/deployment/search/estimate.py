@@ -1,8 +1,8 @@
 """What a graph costs where nothing can be timed: a roofline over its nodes. Good for comparing, not for promising.
 
 Each node takes the longer of its arithmetic and its traffic, `max(operations / rate, bytes / bandwidth)` (S. Williams,
-A. Waterman and D. Patterson, "Roofline", CACM 52(4), 2009). Rates and bandwidth are those of an H100 SXM (NVIDIA, "H100 Tensor Core GPU", dense): other GPUs have
-other ones in about the same proportions.
+A. Waterman and D. Patterson, "Roofline", CACM 52(4), 2009). Rates and bandwidth are those of an H100 SXM (NVIDIA, "H100
+Tensor Core GPU", dense): other GPUs have other ones in about the same proportions.
 """
 
 from __future__ import annotations
