@@ -13,7 +13,7 @@ from trtship.bundle import Bundle
 from trtship.bundle.kernels import bundle_kernels
 from trtship.cli.main import main
 from trtship.engine import LAYERS_FILE, PlanLayers
-from trtship.errors import BundleError
+from trtship.errors import BundleError, InputError
 from trtship.spec import from_json, to_json
 
 Deployed = Callable[[str, str], Path]
@@ -31,12 +31,27 @@ def test_a_deploy_records_the_layers_of_its_plan(deployed: Deployed) -> None:
     assert layers.source in ("build log", "engine inspector")
     assert len(layers.layers) > 30
     report = bundle_kernels(bundle)
-    assert (report.layers, report.source) == (len(layers.layers), layers.source)
+    assert (report.layers, report.source) == (sum(n.profile == report.profile for n in layers.layers), layers.source)
     assert [(b.maps, b.tokens, b.depth) for b in report.attention] == [(8, 49, 12)] * 2 + [(4, 49, 12)] * 2
     assert {b.state for b in report.attention} <= {"fused", "not fused"}
     assert all(b.kernels for b in report.attention)
     assert report.gelu.nodes == 4
     assert report.unjoined_names == ()
+
+
+def test_every_batch_size_with_kernels_of_its_own_tells_them(deployed: Deployed) -> None:
+    bundle = Bundle.open(deployed("swin", "fp16"))
+    sizes = bundle.manifest.profiles
+    assert len(sizes) == 3
+    reports = [bundle_kernels(bundle, batch=size) for size in sizes]
+    assert [report.profile for report in reports] == [1, 2, 3]
+    between = next(size for size in range(sizes[0], sizes[-1]) if size not in sizes)
+    whole = bundle_kernels(bundle, batch=between)
+    assert whole.profile == 0
+    assert all(0 < report.layers < whole.layers for report in reports)
+    assert all(report.attention and report.unjoined_names == () for report in reports)
+    with pytest.raises(InputError, match="does not fit the plan"):
+        bundle_kernels(bundle, batch=sizes[-1] + 1)
 
 
 def test_it_is_shown_as_tables_and_as_json(deployed: Deployed, capsys: pytest.CaptureFixture[str]) -> None:

@@ -123,7 +123,7 @@ def test_where_nothing_on_the_gpu_works_onnxruntime_runs_and_says_why(
 
     folder = deployed("colours", "fp16")
     stand_in.refused = 1
-    monkeypatch.setattr(runtime, "plan_from_onnx", no_build)
+    monkeypatch.setattr(runtime, "plan_apart", no_build)
     with trtship.load(folder) as session:
         assert session.runtime.startswith("onnxruntime")
         assert "could not be rebuilt" in session.runtime

@@ -65,6 +65,7 @@ class Manifest(Record, frozen=True):
     plan_inputs: tuple[TensorSpec, ...]
     plan_outputs: tuple[TensorSpec, ...]
     ranges: dict[str, ShapeRange]
+    profiles: tuple[int, ...]
     preprocess: Preprocess | None
     labels: str | None
     graph: str
@@ -78,7 +79,6 @@ class Manifest(Record, frozen=True):
     verdicts: tuple[Verdict, ...]
     recipe: dict[str, Any]
     files: dict[str, str]
-    profiles: tuple[int, ...] = ()
 
 
 def seal(manifest: Manifest) -> bytes:

@@ -1,62 +1,24 @@
-"""Build a plan in a process of its own: `python -m trtship.engine.apart`. TensorRT is native code, and can crash.
+"""Build a plan in a process of its own (`trtship.engine.build_process`): TensorRT is native code, and can crash.
 
 (TensorRT for RTX 1.6.1 does so, ended by SIGSEGV, on transformers' Swin in fp16 at batch 1 where it is small.)
 """
 
 from __future__ import annotations
 
-import os
-import sys
 import tempfile
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO
 
 import msgspec
 
-from trtship.engine.build import BuildReport, Plan, plan_from_onnx
+from trtship.engine.build import BuildReport, Plan
+from trtship.engine.build_messages import LAYERS, LOG, PLAN, REPORT, Job, Refused, Step, Written
 from trtship.engine.layers import PlanLayers
-from trtship.errors import BuildCrashed, Cancelled, TrtshipError, error_named
-from trtship.family import Family, choose_family
-from trtship.processes import end, how_it_ended, keep_stdout, last_words, start
+from trtship.errors import BuildCrashed, Cancelled, error_named
+from trtship.family import Family
+from trtship.processes import end, how_it_ended, last_words, start
 from trtship.progress import SILENT, Progress
-from trtship.spec import Precision, Record, ShapeRange, TensorSpec, from_json, to_json
-
-PLAN, LOG, LAYERS, REPORT = "plan", "log.txt", "layers.json", "report.json"
-
-
-class Job(Record, frozen=True, tag="job"):
-    """What `plan_from_onnx` is to be asked, and the folder that its plan goes to."""
-
-    graph: str
-    family: str
-    inputs: tuple[TensorSpec, ...]
-    ranges: dict[str, ShapeRange]
-    single: tuple[int, ...]
-    precision: Precision
-    targets: tuple[str, ...]
-    folder: str
-
-
-class Step(Record, frozen=True, tag="step"):
-    """How far it is."""
-
-    done: float
-    text: str
-
-
-class Written(Record, frozen=True, tag="written"):
-    """The plan is in its folder."""
-
-
-class Refused(Record, frozen=True, tag="refused"):
-    """An error of ours, and the name of its class."""
-
-    error: str
-    what: str
-    why: str
-    do: str
+from trtship.spec import Precision, ShapeRange, TensorSpec, from_json
 
 
 def plan_apart(
@@ -96,7 +58,7 @@ def plan_apart(
 
 def _run(job: Job, folder: Path, family: Family, progress: Progress) -> None:
     log = folder / "stderr.txt"
-    process = start(__name__, log=log)
+    process = start("trtship.engine.build_process", log=log)
     assert process.stdin is not None
     assert process.stdout is not None
     try:
@@ -152,59 +114,3 @@ def _builds(build: Callable[[tuple[int, ...]], Plan], size: int) -> bool:
     except BuildCrashed:
         return False
     return True
-
-
-class _Tell(Progress):
-    def __init__(self, answers: IO[bytes]) -> None:
-        self._answers = answers
-
-    def step(self, done: float, text: str = "") -> None:
-        tell(self._answers, Step(done=done, text=text))
-
-
-def tell(answers: IO[bytes], message: Step | Written | Refused) -> None:
-    answers.write(msgspec.json.encode(message) + b"\n")
-    answers.flush()
-
-
-def main() -> int:
-    """One build, as the job on stdin says."""
-    answers = keep_stdout()
-    job = msgspec.json.decode(sys.stdin.buffer.readline(), type=Job)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    try:
-        _build(job, _Tell(answers))
-    except TrtshipError as error:
-        tell(answers, Refused(error=type(error).__name__, what=error.what, why=error.why, do=error.do))
-        return 1
-    tell(answers, Written())
-    return 0
-
-
-def _build(job: Job, progress: Progress) -> None:
-    family, _ = choose_family(job.family, tf32=job.precision.tf32)
-    plan = plan_from_onnx(
-        Path(job.graph),
-        family=family,
-        inputs=job.inputs,
-        ranges=job.ranges,
-        single=job.single,
-        precision=job.precision,
-        targets=job.targets,
-        progress=progress,
-    )
-    folder = Path(job.folder)
-    (folder / PLAN).write_bytes(plan.data)
-    (folder / LOG).write_text(plan.log)
-    (folder / LAYERS).write_bytes(to_json(plan.layers))
-    (folder / REPORT).write_bytes(to_json(plan.report))
-
-
-def _end_with_parent() -> None:
-    """TensorRT cannot be interrupted from another thread at once, and nobody waits for this plan any more."""
-    sys.stdin.buffer.read()
-    os._exit(1)
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

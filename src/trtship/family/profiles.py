@@ -26,20 +26,20 @@ def narrowest(profiles: Sequence[Profile], shapes: Shapes) -> int:
     return min(fitting, key=lambda index: _open(profiles[index]))
 
 
-def _fits(profile: Profile, shapes: Shapes) -> bool:
+def _fits(taken: Profile, shapes: Shapes) -> bool:
     for name, shape in shapes.items():
-        low, _, high = profile[name]
+        low, _, high = taken[name]
         if len(shape) != len(low) or not all(a <= n <= b for a, n, b in zip(low, shape, high, strict=True)):
             return False
     return True
 
 
-def _open(profile: Profile) -> int:
+def _open(taken: Profile) -> int:
     """By how much the sizes that it takes differ, over all of them."""
-    return sum(b - a for low, _, high in profile.values() for a, b in zip(low, high, strict=True))
+    return sum(b - a for low, _, high in taken.values() for a, b in zip(low, high, strict=True))
 
 
-def _in_words(profile: Profile) -> str:
+def _in_words(taken: Profile) -> str:
     return ", ".join(
-        f"{list(low)} to {list(high)}" if low != high else f"{list(low)}" for low, _, high in profile.values()
+        f"{list(low)} to {list(high)}" if low != high else f"{list(low)}" for low, _, high in taken.values()
     )
