@@ -127,7 +127,7 @@ class Field:
                     outputs=m.plan_outputs,
                     family=m.family,
                     tf32=m.precision.tf32,
-                    dynamic=any(r.min < r.max for r in m.ranges.values()),
+                    dynamic=batch not in m.profiles and any(r.min < r.max for r in m.ranges.values()),
                 )
             )
             found.append((name, own))

@@ -58,10 +58,10 @@ class Block(Record, frozen=True, tag_field="do", tag="block"):
 
 
 class Output(Record, frozen=True, tag_field="do", tag="output"):
-    """What does the thing that is timed make of the batch's rows, each moved on by `roll` places? Into `file`."""
+    """What does the thing that is timed make of a batch of the reference's rows, from `first` on? Into `file`."""
 
     runner: int
-    roll: int
+    first: int
     file: str
 
 

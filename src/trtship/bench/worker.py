@@ -70,10 +70,10 @@ class Worker:
         self._peer: Peer = Plans() if job.peer == Plans.name else find(job.peer)
         self._module = _module_of(job) if self._peer.needs_module else None
         folder = Path(work.reference)
-        reference = Reference.read(
+        self._reference = Reference.read(
             lambda name: (folder / name).read_bytes(), inputs=work.inputs, outputs=work.outputs, sizes=work.sizes
         )
-        self._feeds, _ = reference.at(job.batch)
+        self._feeds, _ = self._reference.at(job.batch)
         self._device: Device = Device()
         self._seats: list[Seat] = []
         self._ends: dict[int, Any] = {}
@@ -133,7 +133,7 @@ class Worker:
 
     def _output(self, command: Output) -> Written:
         seat = self._seats[command.runner]
-        self._device.feed(seat, {name: np.roll(array, command.roll, axis=0) for name, array in self._feeds.items()})
+        self._device.feed(seat, self._reference.at(self._job.batch, first=command.first)[0])
         found = self._device.output(seat)
         self._device.feed(seat, self._feeds)
         np.save(command.file, found, allow_pickle=False)

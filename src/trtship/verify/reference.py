@@ -51,12 +51,13 @@ class Reference(msgspec.Struct, frozen=True):
         pictures = all(array.ndim == 4 for array in self.inputs.values())
         return pictures and len({array.shape[:1] for array in arrays}) == 1
 
-    def at(self, size: int) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Inputs and expected outputs for a batch of `size`: the rows, repeated in an order that shifts each time."""
-        if self.batch is None:
-            return self.inputs, self.outputs
+    def at(self, size: int, *, first: int = 0) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Inputs and expected outputs for a batch of `size`: the rows from `first` on, round and round in an order that
+        shifts each time. A reference of one fixed shape has its own rows alone, from `first` on."""
         n = self.rows
-        order = np.array([(i + i // n) % n for i in range(size)])
+        if self.batch is None and not first:
+            return self.inputs, self.outputs
+        order = np.array([(first + i + i // n) % n for i in range(n if self.batch is None else size)])
         return (
             {name: np.ascontiguousarray(a[order]) for name, a in self.inputs.items()},
             {name: np.ascontiguousarray(a[order]) for name, a in self.outputs.items()},
