@@ -32,6 +32,18 @@ def exported(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Callab
 
 
 @pytest.fixture(scope="session")
+def digits_graph(for_all: Path) -> Path:
+    """The digits Swin's optimized fp32 graph, made once a test run. Not to be written to."""
+    from digits import make_graph
+
+    folder = for_all / "digits"
+    folder.mkdir(exist_ok=True)
+    with FileLock(folder / "lock"):
+        graph = folder / "digits.onnx"
+        return graph if graph.exists() else make_graph(folder)
+
+
+@pytest.fixture(scope="session")
 def for_all(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
     """A folder that all workers of this test run share."""
     base = tmp_path_factory.getbasetemp()

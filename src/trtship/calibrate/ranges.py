@@ -26,6 +26,8 @@ from trtship.progress import SILENT, Progress
 
 BINS, LEVELS = 512, 128
 """Of the entropy method's first histogram, over both signs, and of the quantized one."""
+MOST_BINS = 2048
+"""Later batches that reach further add bins of the first one's width, and the search takes time as their square."""
 PERCENTILE = 99.999
 
 
@@ -48,6 +50,9 @@ def calibrate(
             progress.step(index * feeds.batch / feeds.rows, f"{index * feeds.batch} of {feeds.rows} pictures")
             _collect(calibrator, batch, graph)
         progress.step(1.0, f"the ranges, by {method}")
+        if method == "entropy":
+            histograms = calibrator.collector.histogram_dict
+            histograms.update({name: _coarsened(histogram) for name, histogram in histograms.items()})
         found = calibrator.compute_data().data
     sizes = root_mean_squares(graph, sorted(tensors), feeds)
     ranges = {name: _range_of(name, found[name], sizes[name]) for name in sorted(tensors)}
@@ -108,6 +113,21 @@ def _calibrator(graph: Path, tensors: frozenset[str], method: Method, folder: Pa
         why = str(error).splitlines()[0][:500]
         raise GraphError(f"onnxruntime cannot calibrate {graph.name}", why=why, do="export the model again") from error
     return calibrator
+
+
+def _coarsened(histogram: tuple[Any, ...]) -> tuple[Any, ...]:
+    """onnxruntime's (counts, edges, lowest, highest, threshold), as many bins put together as leave `MOST_BINS`; the
+    edges stay symmetric about 0."""
+    import numpy as np
+
+    counts, edges, lowest, highest, threshold = histogram
+    factor = -(-len(counts) // MOST_BINS)
+    if factor == 1:
+        return histogram
+    margin = next(m for m in range(factor) if (len(counts) + 2 * m) % factor == 0)
+    merged = np.pad(counts, margin).reshape(-1, factor).sum(1)
+    reach = threshold * (1 + 2 * margin / len(counts))
+    return merged, np.linspace(-reach, reach, len(merged) + 1).astype(edges.dtype), lowest, highest, reach
 
 
 def _range_of(name: str, found: Any, rms: float) -> TensorRange:
