@@ -211,6 +211,23 @@ def test_a_convolution_has_a_scale_for_each_of_its_outputs(exported: Callable[[s
     assert all(product.per_channel and product.weight_error < 0.02 for product in convolutions)
 
 
+def test_convolutions_stay_out_where_they_cost_kernels_or_have_none(
+    exported: Callable[[str], Path], tmp_path: Path
+) -> None:
+    source = exported("convnext")
+    convolutions = {name_of(node) for node in load_graph(source).graph if node.op_type == "Conv"}
+    everything = quantize(source, tmp_path, INT8)
+    assert convolutions & set(everything.quantized)
+    for report in (
+        quantize(source, tmp_path, FP8, scope="fused"),
+        quantize(source, tmp_path, INT8, convolutions=False),
+    ):
+        assert report.quantized == ()  # this one has no other products but its head
+        assert set(report.left_out) >= convolutions
+    weights = to_quantized(source, tmp_path / "w.onnx", INT8, {}, scope="weights", convolutions=False)
+    assert set(weights.quantized) == set(everything.quantized)
+
+
 @pytest.mark.parametrize("precision", QUANTIZED)
 def test_everything_between_the_pairs_becomes_fp16(precision: Precision, digits_graph: Path, tmp_path: Path) -> None:
     report = quantize(digits_graph, tmp_path, precision)

@@ -77,19 +77,23 @@ class Quantize(Pass[QuantizeReport]):
         *,
         scope: Scope = "fused",
         exclude: Collection[str] = (),
+        convolutions: bool = True,
     ) -> None:
         if not precision.quantized:
             raise SpecError(
                 f"{precision.value} needs no quantization", why="int8 and fp8 do", do="use to_precision alone"
             )
-        self.precision, self.ranges, self.scope, self.exclude = precision, ranges, scope, frozenset(exclude)
+        self.precision, self.ranges, self.scope = precision, ranges, scope
+        self.exclude, self.convolutions = frozenset(exclude), convolutions
 
     def call(self, model: onnx_ir.Model) -> PassResult[QuantizeReport]:
         """Edits `model`. Raises SpecError (names, ranges that are missing), GraphError for an opset too old."""
         from onnx_ir.passes import common
 
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-        chosen, left = chosen_products(model.graph, self.precision, scope=self.scope, exclude=self.exclude)
+        chosen, left = chosen_products(
+            model.graph, self.precision, scope=self.scope, exclude=self.exclude, convolutions=self.convolutions
+        )
         report = QuantizeReport(precision=self.precision, scope=self.scope, left_out=left)
         if not chosen:
             return PassResult(model, False, report)
@@ -181,6 +185,7 @@ def to_quantized(
     *,
     scope: Scope = "fused",
     exclude: Collection[str] = (),
+    convolutions: bool = True,
     external_over: int = EXTERNAL_OVER,
 ) -> QuantizeReport:
     """Write the fp32 graph at `source` to `target`, fp32 still, with Q/DQ around its products with weights.
@@ -188,11 +193,12 @@ def to_quantized(
     `precision` is INT8 or FP8. `ranges` has the largest magnitude that each tensor of `tensors_to_calibrate(source)`
     is to represent, by name (`Calibration.ranges` of trtship.calibrate). `scope` says which products
     (`trtship.passes.quantize_places`); `weights` leaves activations alone, and needs no ranges. `exclude` are names of
-    nodes (of the graph at `source`) that stay as they are; a product without a name goes by its first output's. The
-    strongly typed graph is then `to_precision(target, typed, precision)`, which makes everything else fp16.
+    nodes (of the graph at `source`) that stay as they are; a product without a name goes by its first output's.
+    `convolutions` is False for a family without convolutions in this precision. The strongly typed graph is then
+    `to_precision(target, typed, precision)`, which makes everything else fp16.
 
     The node and tensor names of `source` stay. Raises GraphError, SpecError (an unknown name, a range missing),
     OutputError.
     """
-    one = Quantize(precision, ranges, scope=scope, exclude=exclude)
+    one = Quantize(precision, ranges, scope=scope, exclude=exclude, convolutions=convolutions)
     return one.apply(source, target, external_over=external_over)

@@ -12,7 +12,7 @@ from trtship.deployment.way import Way
 from trtship.errors import GraphError, SpecError
 from trtship.passes.quantize import QuantizeReport, to_quantized
 from trtship.passes.quantize_places import tensors_to_calibrate
-from trtship.spec import from_json, to_json
+from trtship.spec import Precision, from_json, to_json
 
 
 def calibrated(stages: Stages, graph: Entry, model: ModelReport) -> tuple[Entry, Calibration]:
@@ -50,7 +50,9 @@ def calibrated(stages: Stages, graph: Entry, model: ModelReport) -> tuple[Entry,
 
 
 def quantized(stages: Stages, graph: Entry, way: Way, calibration: Calibration | None) -> tuple[Entry, QuantizeReport]:
-    """`way`'s nodes that are kept stay out of Q/DQ. Weights alone need no `calibration`."""
+    """`way`'s nodes that are kept stay out of Q/DQ. Weights alone need no `calibration`. TensorRT for RTX 1.6 cannot
+    build convolutions in int8 (ResNet-50, for compute capabilities 7.5, 8.0, 8.9 and 12.0)."""
+    convolutions = stages.family.name != "tensorrt_rtx" or way.precision is not Precision.INT8
     scope, ranges = stages.options.scope, calibration.ranges if calibration is not None else {}
 
     def make(folder: Path) -> None:
@@ -62,13 +64,14 @@ def quantized(stages: Stages, graph: Entry, way: Way, calibration: Calibration |
                 ranges,
                 scope=scope,
                 exclude=way.kept,
+                convolutions=convolutions,
             )
         if not report.products:
             raise GraphError(
                 "there is nothing in the graph to quantize",
-                why="; ".join(f"{name}: {why}" for name, why in report.left_out.items())
+                why="; ".join(sorted(set(report.left_out.values())))
                 or "it has no product of a tensor with constant weights",
-                do="use --precision fp16, or --quantize all",
+                do="use --precision fp16; --quantize all takes in what costs kernels, weights the weights alone",
             )
         (folder / REPORT).write_bytes(to_json(report))
 
@@ -84,6 +87,7 @@ def quantized(stages: Stages, graph: Entry, way: Way, calibration: Calibration |
         "precision": way.precision.value,
         "kept": list(way.kept),
         "scope": scope,
+        "convolutions": convolutions,
         "ranges": ranges,
         **stages.part("versions"),
     }
