@@ -14,7 +14,7 @@ from trtship.errors import SpecError
 from trtship.measure import measure
 from trtship.passes import emulate_low, to_precision
 from trtship.passes.quantize import to_quantized
-from trtship.passes.quantize_places import tensors_to_calibrate
+from trtship.passes.quantize_places import Scope, tensors_to_calibrate
 from trtship.passes.switches import SWITCHES, switchable
 from trtship.session.onnxruntime import OnnxRuntimeSession
 from trtship.spec import Precision
@@ -70,8 +70,9 @@ def test_the_switch_of_the_node_that_overflows_is_the_only_one_to_overflow(tmp_p
     assert finite[names[-1]]
 
 
+@pytest.mark.parametrize("scope", ["all", "weights"])
 @pytest.mark.parametrize("precision", [Precision.INT8, Precision.FP8])
-def test_quantized_products_are_switched_one_by_one(tmp_path: Path, precision: Precision) -> None:
+def test_quantized_products_are_switched_one_by_one(tmp_path: Path, precision: Precision, scope: Scope) -> None:
     body = (
         "(float[B, 4] x) => (float[B, 4] y) { a = MatMul(x, w0) b = MatMul(a, w1) c = Relu(b) d = MatMul(c, w2) "
         "y = MatMul(d, w3) }"
@@ -80,8 +81,9 @@ def test_quantized_products_are_switched_one_by_one(tmp_path: Path, precision: P
     weights = {f"w{i}": rng.standard_normal((4, 4)).astype(np.float32) for i in range(4)}
     source = written(tmp_path / "a.onnx", body, **weights)
     ranges = dict.fromkeys(tensors_to_calibrate(source), 8.0)
-    names = switchable(source, tmp_path / "s.onnx", precision, ranges=ranges)
-    report = to_quantized(source, tmp_path / "q.onnx", precision, ranges)
+    names = switchable(source, tmp_path / "s.onnx", precision, ranges=ranges, scope=scope)
+    report = to_quantized(source, tmp_path / "q.onnx", precision, ranges, scope=scope)
+    assert len(names) == 2
     assert names == report.quantized
     x = rng.standard_normal((3, 4)).astype(np.float32)
     exact = run(source, x)
@@ -90,7 +92,9 @@ def test_quantized_products_are_switched_one_by_one(tmp_path: Path, precision: P
         run(tmp_path / "s.onnx", x, range(len(names)), len(names)), run(tmp_path / "q.onnx", x), rtol=0, atol=1e-5
     )
     for index in range(len(names)):
-        to_quantized(source, tmp_path / f"{index}.onnx", precision, ranges, exclude=set(names) - {names[index]})
+        to_quantized(
+            source, tmp_path / f"{index}.onnx", precision, ranges, scope=scope, exclude=set(names) - {names[index]}
+        )
         np.testing.assert_allclose(
             run(tmp_path / "s.onnx", x, {index}, len(names)), run(tmp_path / f"{index}.onnx", x), rtol=0, atol=1e-5
         )

@@ -18,7 +18,7 @@ from trtship.passes.assign import Assignment, is_constant, is_float
 from trtship.passes.constants import convert
 from trtship.passes.precision import prepare
 from trtship.passes.quantize import Quantize
-from trtship.passes.quantize_places import WEIGHT_SLOTS, name_of
+from trtship.passes.quantize_places import WEIGHT_SLOTS, Scope, name_of
 from trtship.passes.rewrite import Editor
 from trtship.spec import Precision
 
@@ -30,19 +30,24 @@ SWITCHES = "trtship.switches"
 
 
 def switchable(
-    source: Path, target: Path, precision: Precision, *, ranges: Mapping[str, float] | None = None
+    source: Path,
+    target: Path,
+    precision: Precision,
+    *,
+    ranges: Mapping[str, float] | None = None,
+    scope: Scope = "fused",
 ) -> tuple[str, ...]:
     """Write the fp32 graph at `source` to `target` with switches; returns the names of the nodes in their order.
 
     fp16 and bf16: the nodes that `to_precision` makes low and that do more than move values. fp8 and int8: the
-    products that `to_quantized` with `ranges` quantizes; what is between them is left in fp32.
+    products that `to_quantized` with `ranges` and `scope` quantizes; what is between them is left in fp32.
 
     Raises GraphError as the two do, SpecError for a precision that has nothing to switch.
     """
     if precision.graph_dtype == "float32":
         raise SpecError(f"{precision.value} has no nodes to switch", why="all compute alike", do="use fp16 or bf16")
     model = load_graph(source)
-    writer = _Quantized(model, precision, ranges or {}) if precision.quantized else _Rounded(model, precision)
+    writer = _Quantized(model, precision, ranges or {}, scope) if precision.quantized else _Rounded(model, precision)
     save_graph(model, target)
     return writer.names
 
@@ -144,7 +149,7 @@ class _Rounded(_Writer):
 
 
 class _Quantized(_Writer):
-    def __init__(self, model: onnx_ir.Model, precision: Precision, ranges: Mapping[str, float]) -> None:
+    def __init__(self, model: onnx_ir.Model, precision: Precision, ranges: Mapping[str, float], scope: Scope) -> None:
         full = {
             name_of(node): node.inputs[slot]
             for node in model.graph
@@ -155,7 +160,8 @@ class _Quantized(_Writer):
             for name, value in full.items()
             if value is not None and value.const_value is not None
         }
-        report = Quantize(precision, ranges)(model).report
+        report = Quantize(precision, ranges, scope=scope)(model).report
+        self._has_activations = scope != "weights"
         super().__init__(model)
         wanted = set(report.quantized)
         nodes = [node for node in model.graph if node.op_type in WEIGHT_SLOTS and name_of(node) in wanted]
@@ -165,13 +171,21 @@ class _Quantized(_Writer):
 
     def _switch(self, node: onnx_ir.Node, weight: object) -> None:
         slot = WEIGHT_SLOTS[node.op_type]
-        low, stored = node.inputs[0], node.inputs[slot]
-        assert low is not None
+        stored = node.inputs[slot]
         assert stored is not None
-        quantize = low.producer().inputs[0].producer()  # type: ignore[union-attr]
-        assert quantize is not None
-        source = quantize.inputs[0]
-        assert source is not None
         exact = self.editor.constant(weight, f"{name_of(node)}/weight")
-        node.replace_input_with(0, self.select(node, low, source, before=node))
         node.replace_input_with(slot, self.select(node, stored, exact, before=node))
+        if self._has_activations:
+            low = node.inputs[0]
+            assert low is not None
+            node.replace_input_with(0, self.select(node, low, _before_q(low), before=node))
+
+
+def _before_q(value: onnx_ir.Value) -> onnx_ir.Value:
+    """What a Q/DQ pair reads, given what it makes."""
+    for _ in range(2):
+        maker = value.producer()
+        assert maker is not None
+        assert maker.inputs[0] is not None
+        value = maker.inputs[0]
+    return value

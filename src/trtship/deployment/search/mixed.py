@@ -43,7 +43,7 @@ def search_mixed(
     aim = MARGIN * _bound(plain.candidate, gates_of(stages.options))
     with (
         stages.progress.stage("measure sensitivity", f"of {precision.value}, node by node"),
-        Meter(graph, precision, reference_of(common), ranges=ranges) as meter,
+        Meter(graph, precision, reference_of(common), ranges=ranges, scope=stages.options.scope) as meter,
     ):
         now = time.monotonic()
         stop = now + min(SECONDS, SHARE * (until - now))

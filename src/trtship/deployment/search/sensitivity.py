@@ -19,6 +19,7 @@ import msgspec
 import numpy as np
 
 from trtship.measure import measure, worst
+from trtship.passes.quantize_places import Scope
 from trtship.passes.switches import SWITCHES, switchable
 from trtship.progress import SILENT, Progress
 from trtship.session.onnxruntime import OnnxRuntimeSession
@@ -43,11 +44,17 @@ class Meter:
     """Runs the switched graph on the reference's rows. A context manager."""
 
     def __init__(
-        self, graph: Path, precision: Precision, reference: Reference, *, ranges: Mapping[str, float] | None = None
+        self,
+        graph: Path,
+        precision: Precision,
+        reference: Reference,
+        *,
+        ranges: Mapping[str, float] | None = None,
+        scope: Scope = "fused",
     ) -> None:
         with tempfile.TemporaryDirectory() as folder:
             target = Path(folder) / "switched.onnx"
-            self.nodes = switchable(graph, target, precision, ranges=ranges)
+            self.nodes = switchable(graph, target, precision, ranges=ranges, scope=scope)
             # as it is written where it is quantized: fusions of onnxruntime 1.32 change what fp8's Q and DQ mean
             self._session = OnnxRuntimeSession(target, optimize=not precision.quantized)
         self._inputs, self._expected = reference.at(min(ROWS, reference.rows) if reference.batch else 0)
