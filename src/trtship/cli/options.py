@@ -75,8 +75,12 @@ def add_passes(parser: argparse.ArgumentParser) -> None:
 def add_build(parser: argparse.ArgumentParser, *, auto: bool = False) -> None:
     """`auto`: the precision may be searched for."""
     more = "; auto ships the fastest that passes every gate" if auto else ""
+    low = ", fp8, int8" if auto else ""
     parser.add_argument(
-        "--precision", default="fp16", metavar="NAME", help=f"fp32 (TF32 off), tf32, fp16 or bf16{more} (default: fp16)"
+        "--precision",
+        default="fp16",
+        metavar="NAME",
+        help=f"fp32 (TF32 off), tf32, fp16, bf16{low}{more} (default: fp16)",
     )
     parser.add_argument(
         "--batch", metavar="MIN:OPT:MAX", help="batch sizes of the plan, or one fixed size (default: 1:8:32)"
