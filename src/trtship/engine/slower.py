@@ -91,27 +91,27 @@ def why_slower(slow: Side, safe: Side) -> tuple[str, ...]:
         return ()
     found: list[str] = []
 
-    def compare(what: str, ours: Sequence[Layer], theirs: Sequence[Layer], *, why: str = "") -> None:
+    def compare(what: str, ours: Sequence[Layer], theirs: Sequence[Layer]) -> None:
         if len(ours) > len(theirs):
-            found.append(f"{len(ours)} {what}, {len(theirs)} in {safe.name}{why}: {_names(ours, slow)}")
+            found.append(f"{what}: {len(ours)}, {len(theirs)} in {safe.name}; {_names(ours, slow)}")
 
-    compare("kernels only quantize or rescale", slow.only_quantizing, safe.only_quantizing, why=" (unfused Q/DQ)")
-    compare("quantized products are not multiplied in 8 bits", slow.wide_products, safe.wide_products)
-    compare("layers have results in fp32", slow.full_layers, safe.full_layers)
-    compare("layers only move or convert data", _moving(slow), _moving(safe), why=" (reformats, casts, copies)")
+    compare("kernels that only quantize or rescale (unfused Q/DQ)", slow.only_quantizing, safe.only_quantizing)
+    compare("quantized products that are not multiplied in 8 bits", slow.wide_products, safe.wide_products)
+    compare("layers with results in fp32", slow.full_layers, safe.full_layers)
+    compare("layers that only move or convert data (reformats, casts, copies)", _moving(slow), _moving(safe))
     found += _attention(slow, safe)
     for what, ours, theirs in (
         ("GELUs", slow.report.gelu, safe.report.gelu),
         ("LayerNorms", slow.report.layer_norm, safe.report.layer_norm),
     ):
         if ours.kernels > theirs.kernels:
-            found.append(f"{what} take {ours.kernels} kernels of their own, {theirs.kernels} in {safe.name}")
+            found.append(f"kernels that {what} have to themselves: {ours.kernels}, {theirs.kernels} in {safe.name}")
     if len(slow.layers) > len(safe.layers):
-        found.append(f"{len(slow.layers)} layers, {len(safe.layers)} in {safe.name}")
+        found.append(f"layers: {len(slow.layers)}, {len(safe.layers)} in {safe.name}")
     if slow.written > 1.02 * safe.written:
-        found.append(f"its layers write {slow.written:.3g} MiB, those of {safe.name} {safe.written:.3g}")
+        found.append(f"MiB that its layers write: {slow.written:.3g}, {safe.written:.3g} in {safe.name}")
     return (*found, *_times(slow, safe)) or (
-        f"it has no more layers, reformats or unfused Q/DQ than {safe.name}: its kernels themselves are no faster",
+        f"it has no more layers, reformats or unfused Q/DQ than {safe.name}: what differs is inside its kernels",
     )
 
 
@@ -124,7 +124,7 @@ def _attention(slow: Side, safe: Side) -> list[str]:
     if len(ours) >= len(theirs):
         return []
     lost = [b.name for b in slow.report.attention if b.state != "fused"]
-    return [f"attention runs in one kernel in {len(ours)} blocks, {len(theirs)} in {safe.name}: not in {lost[0]}"]
+    return [f"attention blocks in one kernel: {len(ours)}, {len(theirs)} in {safe.name}; not {lost[0]}"]
 
 
 def _times(slow: Side, safe: Side) -> list[str]:

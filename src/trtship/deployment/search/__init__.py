@@ -1,5 +1,5 @@
 """`--precision auto`: every candidate is built, verified and timed, and the fastest that passes is shipped."""
 
-from trtship.deployment.search.search import Found, search
+from trtship.deployment.search.searching import Found, search
 
 __all__ = ["Found", "search"]

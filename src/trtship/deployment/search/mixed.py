@@ -37,8 +37,10 @@ def search_mixed(
     ranges: Mapping[str, float] | None,
     until: float,
     tried: Callable[[Attempt], None],
-) -> None:
-    """Mixtures of the precision that failed plain, one after the other until one passes; each is told to `tried`."""
+) -> bool:
+    """Mixtures of the precision that failed plain, one after the other until one passes; each is told to `tried`.
+
+    Returns whether one did; no mixture is begun after `until`."""
     precision, graph = plain.way.precision, common.fast.folder / GRAPH
     aim = MARGIN * _bound(plain.candidate, gates_of(stages.options))
     with (
@@ -56,12 +58,13 @@ def search_mixed(
             if not kept or kept in seen:
                 continue
             if len(kept) == len(meter.nodes) or time.monotonic() > until:
-                return
+                return False
             seen.add(kept)
             one = attempt(stages, common, Way(precision=precision, kept=kept))
             tried(one)
             if one.candidate.outcome == "passed":
-                return
+                return True
+    return False
 
 
 def _bound(plain: Candidate, gates: dict[str, float]) -> float:

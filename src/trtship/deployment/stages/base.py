@@ -46,6 +46,7 @@ class Stages:
         self._cache, self._subject = cache, subject
         self.results: list[StageResult] = []
         self.recipe: dict[str, Any] = {}
+        self._told: set[str] = set()
 
     @cached_property
     def model(self) -> LoadedModel | LoadedGraph:
@@ -62,9 +63,12 @@ class Stages:
         of: str = "",
     ) -> Entry:
         """One stage, from the cache where its inputs are known. `of` tells it from others of its name, where a deploy
-        tries several precisions."""
+        tries several precisions. A stage that is asked for again is told of once."""
         begun = time.monotonic()
         entry = self._cache.stage(name, inputs, make, subject=f"{self._subject} {of}".rstrip())
+        if entry.key in self._told:
+            return entry
+        self._told.add(entry.key)
         self.results.append(
             StageResult(
                 name=f"{name} {of}".rstrip(),

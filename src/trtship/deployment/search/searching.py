@@ -9,6 +9,7 @@ import msgspec
 
 from trtship.bundle.candidates import COLUMNS, Candidate, Choice, Latency, candidate_rows
 from trtship.deployment.making import Common, Made
+from trtship.deployment.quantized import check_quantized
 from trtship.deployment.search.attempt import Attempt, attempt
 from trtship.deployment.search.choose import TIMED, UNTIMED, choose_timed, choose_untimed, latency_at, why_not
 from trtship.deployment.search.estimate import estimated_ms
@@ -21,7 +22,7 @@ from trtship.deployment.search_options import MIXED
 from trtship.deployment.stages import GRAPH, Stages
 from trtship.deployment.stages.calibrate import calibrated
 from trtship.deployment.way import Way
-from trtship.errors import GateError
+from trtship.errors import DeviceError, GateError, SpecError
 from trtship.gpu import list_gpus
 from trtship.spec import as_plain
 
@@ -93,6 +94,7 @@ class _Search:
             eager = times.latency.get(EAGER, ())
             winner, rule = choose_timed(self.attempts, batch=batch), TIMED.format(batch=batch)
         is_timed = winner is not None
+        self.complete = self.complete and (is_timed or not gpus or not self._is_late())
         if winner is None:
             why = "no GPU here" if not gpus else "nothing could be timed" if not self._is_late() else "no time was left"
             winner, rule = choose_untimed(self.attempts, estimates), UNTIMED.format(why=why, batch=batch)
@@ -141,16 +143,19 @@ class _Search:
             return self._out_of_time()
         if way.precision.value == "tf32" and not list_gpus():
             return "without a GPU nothing here multiplies in TF32"
-        if way.precision.quantized and self._ranges() is None:
-            return "it needs pictures to calibrate on: --calib"
+        if way.precision.quantized:
+            options = self.stages.options
+            calib = options.calib_dir or options.eval_dir
+            try:
+                check_quantized(way.precision, scope=options.scope, calib=calib, targets=options.targets)
+            except (SpecError, DeviceError) as error:
+                return f"{error.what}: {error.why}"
         return ""
 
-    def _ranges(self) -> Mapping[str, float] | None:
-        options = self.stages.options
-        if options.scope == "weights":
+    def _ranges(self) -> Mapping[str, float]:
+        """Of the tensors that may be quantized."""
+        if self.stages.options.scope == "weights":
             return {}
-        if options.calib_dir is None and options.eval_dir is None:
-            return None
         return calibrated(self.stages, self.common.fast, self.common.model)[1].ranges
 
     def _is_late(self) -> bool:
