@@ -22,7 +22,7 @@ from trtship.cli.console import Console
 from trtship.errors import Cancelled, DependencyError, TrtshipError, UserError
 from trtship.needs import keep_quiet
 
-VERBS = ("deploy", "run", "inspect", "verify", "bench", "export", "simplify", "optimize", "build", "doctor")
+VERBS = ("deploy", "run", "inspect", "verify", "debug", "bench", "export", "simplify", "optimize", "build", "doctor")
 
 
 SURROUNDINGS = {

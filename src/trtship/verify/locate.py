@@ -61,7 +61,6 @@ class Search:
         reference: onnx_ir.Model,
         feeds: Mapping[str, Array],
         *,
-        sizes: Mapping[str, int],
         width: int = WIDTH,
         memory: int = MEMORY,
         progress: Progress = SILENT,
@@ -69,7 +68,7 @@ class Search:
         self.suspect, self.reference, self.feeds = suspect, reference, feeds
         self._width, self._memory, self._progress = width, memory, progress
         self.lineage, self._theirs = Lineage(suspect.model), Lineage(reference)
-        self._shapes = self._theirs.sizes(sizes)
+        self._shapes = self._theirs.shapes(feeds)
         self.names = same_tensors(self.lineage, self._theirs)
         self._rounded, self._renamed, self._explained = rounded_to_bfloat16(reference)
         steps = quantization_errors(suspect.model, self._expected)
@@ -169,7 +168,7 @@ class Search:
         except TrtshipError:
             state: State = "does not run"
         else:
-            if kept.outputs is None or not self._all_right(kept.outputs):
+            if kept.outputs is None or not self.is_right(kept.outputs):
                 self._compare(names, kept.values)
                 return
             state = "heals"
@@ -179,7 +178,8 @@ class Search:
         else:
             self.judged[names[0]] = self._deviation(names[0], (), state)
 
-    def _all_right(self, outputs: Mapping[str, Array]) -> bool:
+    def is_right(self, outputs: Mapping[str, Array]) -> bool:
+        """Whether these outputs of the whole suspect are what they should be."""
         names = [name for name in outputs if name in self.names]
         before = dict(self.judged)
         self._compare(names, outputs)

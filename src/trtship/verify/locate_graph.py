@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from trtship.graphs.roundings import FLOATS
 from trtship.graphs.storage import EXTERNAL_OVER, load_graph
 from trtship.passes.known import Known
+from trtship.passes.quantize_places import name_of
 from trtship.passes.rewrite import PASS_KEY, VALUE_KEY
 
 if TYPE_CHECKING:
@@ -31,6 +32,10 @@ class Lineage:
                 if name in self.order:
                     bits |= self._above.get(name, 0) | 1 << self.order[name]
             self._above.update((value.name or "", bits) for value in node.outputs)
+
+    def named(self, name: str) -> onnx_ir.Node:
+        """The node of this name."""
+        return next(node for node in self.model.graph if name_of(node) == name)
 
     def is_float(self, name: str) -> bool:
         values = (value for value in self.makers[name].outputs if value.name == name)
@@ -77,8 +82,13 @@ class Lineage:
         is_cast = node.op_type == "Cast" and node.metadata_props.get(PASS_KEY) == "precision"
         return self.name_in(reference, source) if is_cast and source else None
 
-    def sizes(self, sizes: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
-        """The shape of every floating tensor at these sizes, as far as it can be told."""
+    def shapes(self, feeds: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+        """The shape of every floating tensor on these inputs, as far as it can be told."""
+        sizes: dict[str, int] = {}
+        for value in self.model.graph.inputs:
+            if value.shape is not None and value.name in feeds:
+                pairs = zip(value.shape, feeds[value.name or ""].shape, strict=True)
+                sizes.update((str(letter.value), size) for letter, size in pairs if not isinstance(letter, int))
         known = Known(self.model, sizes)
         found = {}
         for node in self.model.graph:

@@ -24,7 +24,7 @@ SUSPECT, REFERENCE, RECORD = "minimal.onnx", "reference.onnx", "reproduction.jso
 
 class Reproduction(Record, frozen=True):
     """`subject` is what has the fault (`graph fp16`, `plan`), `inputs` the `.npy` file of each input of both graphs,
-    `found` what came of running them when the folder was written."""
+    `reads` those of the suspect's, `found` what came of running them when the folder was written."""
 
     subject: str
     precision: Precision
@@ -32,6 +32,7 @@ class Reproduction(Record, frozen=True):
     tensor: str
     node: str
     inputs: dict[str, str]
+    reads: tuple[str, ...]
     found: Deviation | None = None
 
 
@@ -62,6 +63,7 @@ def write_reproduction(
         tensor=located.tensor,
         node=located.node,
         inputs={name: f"input-{index}.npy" for index, name in enumerate(feeds)},
+        reads=tuple(_inputs(suspect)),
         found=found,
     )
     for name, file in record.inputs.items():
@@ -84,7 +86,7 @@ def read_reproduction(folder: Path) -> tuple[Reproduction, onnx_ir.Model, onnx_i
 
 def run_reproduction(suspect: Suspect, reference: onnx_ir.Model, feeds: Mapping[str, Any]) -> Deviation | None:
     """How far the suspect is off; None where it is not."""
-    located = Search(suspect, reference, feeds, sizes={}).locate()
+    located = Search(suspect, reference, feeds).locate()
     return None if located is None else located.deviation
 
 
