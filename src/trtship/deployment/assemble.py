@@ -17,10 +17,10 @@ from trtship.bundle.manifest import SCHEMA, Machine, Manifest, SourceInfo
 from trtship.deployment.making import Common, Made
 from trtship.deployment.options import versions
 from trtship.deployment.stages import GRAPH, PLAN, REPORT, Stages
-from trtship.engine import LAYERS_FILE, BuildReport
+from trtship.engine import LAYERS_FILE
 from trtship.gpu import list_gpus
 from trtship.sources import SourceOptions
-from trtship.spec import batch_letter, from_json, to_json
+from trtship.spec import batch_letter, to_json
 
 
 def assemble(
@@ -106,7 +106,7 @@ def _manifest(stages: Stages, common: Common, made: Made, *, name: str, names: _
         plan_inputs=made.inputs,
         plan_outputs=made.outputs,
         ranges=ranges,
-        profiles=from_json(made.plan.read(REPORT), BuildReport, what="the build's report").single,
+        profiles=made.build.single,
         preprocess=model.preprocess,
         labels=None if common.labels is None else "labels.txt",
         graph=names.graph,

@@ -6,7 +6,7 @@ import msgspec
 
 from trtship.cache import Entry
 from trtship.calibrate.noise import quantization_noise
-from trtship.deployment.stages import Stages
+from trtship.deployment.stages import REPORT, Stages
 from trtship.deployment.stages.calibrate import calibrated, quantized
 from trtship.deployment.stages.graphs import ModelReport, export, optimized, simplified
 from trtship.deployment.stages.original import labels_of, original
@@ -14,7 +14,8 @@ from trtship.deployment.stages.plan import build
 from trtship.deployment.stages.precision import typed
 from trtship.deployment.stages.sizes import ranges_of
 from trtship.deployment.way import Way
-from trtship.spec import ShapeRange, TensorSpec
+from trtship.engine.build import BuildReport
+from trtship.spec import ShapeRange, TensorSpec, from_json
 from trtship.verify import Bound
 
 
@@ -45,6 +46,11 @@ class Made(msgspec.Struct, frozen=True):
     quantized: Entry | None = None
     calibrated: Entry | None = None
 
+    @property
+    def build(self) -> BuildReport:
+        """How the plan was built."""
+        return from_json(self.plan.read(REPORT), BuildReport, what="the build's report")
+
 
 def make_common(stages: Stages) -> Common:
     """Export, run the original, simplify, optimize."""
@@ -66,7 +72,15 @@ def make_plan(stages: Stages, common: Common, way: Way) -> Made:
             ranges, calibration = calibrated(stages, common.fast, common.model)
         with_qdq, report = quantized(stages, common.fast, way, calibration)
         noise = quantization_noise(report, calibration)
-    graph, bounds = typed(stages, with_qdq or common.fast, way, exact=common.fast, noise=noise)
+    graph, bounds = typed(
+        stages,
+        with_qdq or common.fast,
+        way,
+        exact=common.fast,
+        original=common.original,
+        model=common.model,
+        noise=noise,
+    )
     inputs, outputs = (
         tuple(msgspec.structs.replace(s, dtype=stages.options.io_dtype) if s.dtype == "float32" else s for s in specs)
         for specs in (common.model.inputs, common.model.export.outputs)

@@ -9,8 +9,9 @@ from trtship.deployment.search.attempt import Attempt
 from trtship.deployment.search.order import IN_WORDS, risk
 
 TIMED = (
-    "the fastest at batch {batch} (median GPU time) of those that passed every gate, unless a safer one is not clearly "
-    "slower: its 95 % interval reaches down to the fastest one's. Order of safety: " + IN_WORDS
+    "the fastest at batch {batch} (median GPU time) of those that passed every gate, or a safer one where nothing is "
+    "clearly faster than that (95 % intervals apart), and never one that is slower than a safer one. Order of safety: "
+    + IN_WORDS
 )
 UNTIMED = (
     "{why}, so speed is not measured: of those that passed every gate the one with the least estimated time at batch "
@@ -25,12 +26,15 @@ def latency_at(candidate: Candidate, batch: int) -> Latency | None:
 
 
 def choose_timed(attempts: Sequence[Attempt], *, batch: int) -> Attempt | None:
-    """The safest of those that are not clearly slower than the fastest; None where none passed and was timed."""
+    """The safest than which nothing is clearly faster, and nothing that is safer is faster; None where none passed and
+    was timed. The one with the least median always qualifies."""
     timed = [(a, t) for a in _passed(attempts) if (t := latency_at(a.candidate, batch)) is not None]
-    if not timed:
-        return None
-    _, fastest = min(timed, key=lambda one: one[1].ms)
-    return min((a for a, t in timed if t.low <= fastest.high), key=lambda a: risk(a.way))
+    timed.sort(key=lambda one: risk(one[0].way))
+    least_high = min((t.high for _, t in timed), default=0.0)
+    for index, (one, ours) in enumerate(timed):
+        if ours.low <= least_high and all(safer.ms >= ours.ms for _, safer in timed[:index]):
+            return one
+    return None
 
 
 def choose_untimed(attempts: Sequence[Attempt], estimates: dict[str, float]) -> Attempt | None:

@@ -101,15 +101,13 @@ class _Search:
         if winner is None:
             raise _nothing_passed(self.attempts, self.skipped)
         assert winner.made is not None
-        attempts = with_reasons(
-            self._outcomes(winner, batch, estimates), self.stages.options, self.common, batch=batch, timed=is_timed
-        )
+        attempts = with_reasons(self._outcomes(winner, batch, estimates), self.common, batch=batch, timed=is_timed)
         choice = Choice(
             rule=rule,
             gates=gates_of(self.stages.options),
             candidates=tuple(sorted((*(a.candidate for a in attempts), *self.skipped), key=_risk)),
             eager=eager,
-            notes=_notes(winner.candidate, eager),
+            notes=notes_on_eager(winner.candidate, eager),
             timed_on=gpus[0].name if is_timed else None,
             seconds=round(time.monotonic() - begun, 2),
             complete=self.complete,
@@ -178,7 +176,7 @@ def _risk(candidate: Candidate) -> tuple[int, int]:
     return risk(Way(precision=candidate.precision, kept=candidate.kept))
 
 
-def _notes(shipped: Candidate, eager: tuple[Latency, ...]) -> tuple[str, ...]:
+def notes_on_eager(shipped: Candidate, eager: tuple[Latency, ...]) -> tuple[str, ...]:
     """At which batches eager PyTorch is as fast, if at any."""
     found = []
     for theirs in eager:

@@ -7,29 +7,24 @@ from collections.abc import Sequence
 import msgspec
 
 from trtship.deployment.making import Common, Made
-from trtship.deployment.options import DeployOptions
 from trtship.deployment.search.attempt import Attempt
 from trtship.deployment.search.choose import latency_at
 from trtship.deployment.search.order import risk
 from trtship.deployment.stages import GRAPH
-from trtship.deployment.stages.sizes import profiles_in
 from trtship.engine import LAYERS_FILE, PlanLayers
-from trtship.engine.profiles import profiles_of
 from trtship.engine.slower import Side, why_slower
 from trtship.family.profiles import narrowest
 from trtship.spec import batch_letter, from_json
 
 
-def with_reasons(
-    attempts: Sequence[Attempt], options: DeployOptions, common: Common, *, batch: int, timed: bool
-) -> list[Attempt]:
+def with_reasons(attempts: Sequence[Attempt], common: Common, *, batch: int, timed: bool) -> list[Attempt]:
     """The attempts, those that passed with why they are slower than a safer one: at `batch` the fastest of those that
     are faster; where nothing was timed, the one that is shipped."""
     found = []
     for one in attempts:
         other = _faster(one, attempts, batch) if timed else _shipped(one, attempts)
         if one.candidate.outcome == "passed" and one.made is not None and other is not None:
-            lines = why_slower(_side(one, options, common, batch), _side(other, options, common, batch))
+            lines = why_slower(_side(one, common, batch), _side(other, common, batch))
             one = msgspec.structs.replace(one, candidate=msgspec.structs.replace(one.candidate, slower=lines))
         found.append(one)
     return found
@@ -52,13 +47,12 @@ def _shipped(one: Attempt, attempts: Sequence[Attempt]) -> Attempt | None:
     return shipped if risk(shipped.way) < risk(one.way) else None
 
 
-def _side(one: Attempt, options: DeployOptions, common: Common, batch: int) -> Side:
+def _side(one: Attempt, common: Common, batch: int) -> Side:
     made = one.made
     assert isinstance(made, Made)
     layers = from_json(made.plan.read(LAYERS_FILE), PlanLayers, what=LAYERS_FILE)
     letter = batch_letter(made.inputs)
     sizes = {name: batch if name == letter else r.opt for name, r in common.ranges.items()}
     shapes = {spec.name: spec.with_sizes(sizes) for spec in made.inputs}
-    single = profiles_in(options, made.inputs, common.ranges)
-    profile = narrowest(profiles_of(made.inputs, common.ranges, single=single), shapes)
+    profile = narrowest(made.build.profiles, shapes)
     return Side(one.candidate.name, made.typed.folder / GRAPH, layers, profile=profile)

@@ -22,29 +22,42 @@ from trtship.deployment.search.attempt import Attempt
 from trtship.deployment.search.mixed import reference_of
 from trtship.deployment.stages import GRAPH, PLAN, REPORT, Stages
 from trtship.sources import LoadedModel
-from trtship.spec import Precision, Record, batch_letter, batch_range, from_json, to_json
+from trtship.spec import Precision, Record, batch_range, from_json, to_json
 from trtship.verify import Reference
 
 EAGER = "eager"
+WRONG = "its output was wrong while it was timed"
 WITHIN = 600.0
 """Seconds in which the processes of one batch must get ready."""
 
 
 class Times(Record, frozen=True):
-    """Latencies by a candidate's name, or `EAGER`; and the reasons of those that were not timed."""
+    """Latencies by a candidate's name, or `EAGER`; the reasons of those that were not timed; and of these, which were
+    `wrong`: they gave other outputs while they were timed."""
 
     latency: dict[str, tuple[Latency, ...]]
     failed: dict[str, str]
+    wrong: tuple[str, ...] = ()
+
+
+class _Fleeting(Exception):
+    """Times that are not to be remembered: not everybody has one."""
+
+    def __init__(self, times: Times) -> None:
+        self.times = times
 
 
 def time_all(stages: Stages, common: Common, attempts: Sequence[Attempt]) -> Times:
-    """Everybody at the smallest, the usual and the largest batch; remembered as a whole."""
+    """Everybody at the smallest, the usual and the largest batch; remembered where all could be timed."""
     made = {a.candidate.name: a.made for a in attempts if a.made is not None}
     limits = batch_range(common.model.inputs, common.ranges)
     batches = tuple(dict.fromkeys((limits.opt, limits.min, limits.max)))
 
     def make(folder: Path) -> None:
-        (folder / REPORT).write_bytes(to_json(_race(stages, common, made, batches)))
+        times = _race(stages, common, made, batches)
+        if times.failed:
+            raise _Fleeting(times)
+        (folder / REPORT).write_bytes(to_json(times))
 
     key = {
         "plans": {name: [one.plan.files[PLAN], one.way.precision.tf32] for name, one in made.items()},
@@ -52,7 +65,10 @@ def time_all(stages: Stages, common: Common, attempts: Sequence[Attempt]) -> Tim
         "reference": common.original.files,
         **stages.part("model", "family", "gpu", "versions"),
     }
-    entry = stages.run("time", key, make)
+    try:
+        entry = stages.run("time", key, make)
+    except _Fleeting as fault:
+        return fault.times
     return from_json(entry.read(REPORT), Times, what="the times of the candidates")
 
 
@@ -85,9 +101,12 @@ def times_of(rows: Sequence[Row], names: Sequence[str]) -> Times:
     """The rows that were right and timed, by name; a name is timed only where it is at every batch."""
     latency: dict[str, tuple[Latency, ...]] = {}
     failed: dict[str, str] = {}
+    wrong: list[str] = []
     for name in names:
         own = [row for row in rows if row.name == name]
-        bad = [f"batch {row.batch}: {row.reason or 'its output is wrong'}" for row in own if not row.counts]
+        bad = [f"batch {row.batch}: {row.reason or WRONG}" for row in own if not row.counts]
+        if any(not row.counts and not row.reason for row in own):
+            wrong.append(name)
         if bad or not own:
             failed[name] = "; ".join(bad) or "it did not get ready"
             continue
@@ -96,7 +115,7 @@ def times_of(rows: Sequence[Row], names: Sequence[str]) -> Times:
             for row in sorted(own, key=lambda row: row.batch)
             if row.gpu is not None
         )
-    return Times(latency=latency, failed=failed)
+    return Times(latency=latency, failed=failed, wrong=tuple(wrong))
 
 
 def _work(stages: Stages, common: Common, folder: Path, reference: Reference) -> Work:
@@ -114,7 +133,6 @@ def _work(stages: Stages, common: Common, folder: Path, reference: Reference) ->
 
 
 def _entrant(stages: Stages, common: Common, name: str, made: Made, batch: int) -> Entrant:
-    letter = batch_letter(made.inputs)
     ready: Future[PlanFile] = Future()
     ready.set_result(
         PlanFile(
@@ -125,17 +143,19 @@ def _entrant(stages: Stages, common: Common, name: str, made: Made, batch: int) 
             outputs=made.outputs,
             family=stages.family.name,
             tf32=made.way.precision.tf32,
-            dynamic=letter is not None and any(r.min < r.max for r in common.ranges.values()),
+            dynamic=batch not in made.build.single and any(r.min < r.max for r in common.ranges.values()),
         )
     )
     return Entrant(name=name, peer=Plans.name, batch=batch, ours=True, plans=[(name, ready)])
 
 
 def with_times(attempts: Sequence[Attempt], times: Times) -> list[Attempt]:
-    """The attempts, with their latencies."""
-    return [
-        msgspec.structs.replace(
-            a, candidate=msgspec.structs.replace(a.candidate, latency=times.latency.get(a.candidate.name, ()))
-        )
-        for a in attempts
-    ]
+    """The attempts, with their latencies; those that were wrong have failed."""
+    found = []
+    for one in attempts:
+        name = one.candidate.name
+        candidate = msgspec.structs.replace(one.candidate, latency=times.latency.get(name, ()))
+        if name in times.wrong:
+            candidate = msgspec.structs.replace(candidate, outcome="failed", reason=times.failed[name])
+        found.append(msgspec.structs.replace(one, candidate=candidate))
+    return found

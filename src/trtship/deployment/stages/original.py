@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from trtship.bundle.verify import Originals
@@ -23,7 +25,11 @@ from trtship.sources import LoadedGraph
 from trtship.spec import ShapeRange, batch_letter, batch_range, classes_of, to_json
 from trtship.verify.evaluate import predictions
 from trtship.verify.folder import labelled_pictures
-from trtship.verify.reference import ROWS, make_reference
+from trtship.verify.reference import ROWS, Reference, make_reference
+
+REFERENCE = "reference"
+HOLDS = "rows, in fp64 too, and edges"
+"""In the stage's key: what earlier versions of it remembered holds less."""
 
 
 def original(stages: Stages, graph: Entry, model: ModelReport, ranges: Mapping[str, ShapeRange]) -> Entry:
@@ -37,14 +43,46 @@ def original(stages: Stages, graph: Entry, model: ModelReport, ranges: Mapping[s
             pictures = _first_pictures(stages, model)
             letter = batch_letter(model.inputs)
             sizes = {name: r.opt for name, r in ranges.items() if name != letter}
-            make_reference(session, sizes=sizes, pictures=pictures).save(folder / "reference")
+            reference = make_reference(
+                session,
+                sizes=sizes,
+                pictures=pictures,
+                preprocess=model.preprocess,
+                exact=_exact(stages, model),
+            )
+            reference.save(folder / REFERENCE)
             if stages.options.eval_dir is not None:
                 (folder / "originals.json").write_bytes(to_json(_originals(stages, session, model, ranges)))
 
     labels = ["labels"] if stages.options.eval_dir is not None else []  # they tell which class a folder is
     repaired = {"graph": graph_digests(graph)} if model.export.thawed else {}
-    key = {**stages.part("model", "sizes", "eval", "versions", *labels), **repaired}
+    key = {**stages.part("model", "sizes", "eval", "versions", *labels), **repaired, "holds": HOLDS}
     return stages.run("original", key, make)
+
+
+def read_reference(entry: Entry, model: ModelReport) -> Reference:
+    """What the stage recorded. Its `sizes` are left out."""
+    return Reference.read(
+        lambda name: entry.read(f"{REFERENCE}/{name}"),
+        inputs=model.inputs,
+        outputs=model.export.outputs,
+        sizes={},
+        has=lambda name: f"{REFERENCE}/{name}" in entry.files,
+    )
+
+
+def reference_digests(entry: Entry) -> dict[str, str]:
+    """SHA-256 of the reference's files."""
+    return {name: digest for name, digest in entry.files.items() if name.startswith(f"{REFERENCE}/")}
+
+
+def _exact(stages: Stages, model: ModelReport) -> Session | None:
+    """A copy of the model in float64; None for an ONNX graph, of which onnxruntime runs little in float64."""
+    loaded = stages.model
+    if isinstance(loaded, LoadedGraph):
+        return None
+    outputs = [msgspec.structs.replace(s, dtype="float64") if s.dtype == "float32" else s for s in model.export.outputs]
+    return TorchSession(copy.deepcopy(loaded.module), inputs=model.inputs, outputs=outputs, dtype="float64")
 
 
 def _session(stages: Stages, graph: Entry, model: ModelReport) -> Session:
