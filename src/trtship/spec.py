@@ -129,9 +129,10 @@ class ShapeRange(Record, frozen=True):
 
     @property
     def sizes_to_check(self) -> tuple[int, ...]:
-        """min, opt, max and an odd size in between, each once, ascending."""
+        """min, opt, max, the least odd size above 1, and an odd one in the middle; each once, ascending."""
         between = [n for n in ((self.min + self.max) // 2, (self.min + self.max) // 2 + 1) if n % 2 == 1]
-        wanted = {self.min, self.opt, self.max, *(n for n in between if self.min <= n <= self.max)}
+        odd = [max(3, self.min + 1 - self.min % 2), *between]
+        wanted = {self.min, self.opt, self.max, *(n for n in odd if self.min <= n <= self.max)}
         return tuple(sorted(wanted))
 
     def __contains__(self, size: int) -> bool:

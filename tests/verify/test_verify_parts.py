@@ -141,7 +141,7 @@ def test_the_batches_checked_are_min_opt_max_and_an_odd_one_between(numbers: lis
     low, opt, high = numbers
     sizes = ShapeRange(min=low, opt=opt, max=high).sizes_to_check
     assert {low, opt, high} <= set(sizes) <= set(range(low, high + 1))
-    assert len(sizes) <= 4
+    assert len(sizes) <= 5
     assert list(sizes) == sorted(set(sizes))
     if high - low >= 2:
         assert any(low < n < high and n % 2 for n in sizes) or high - low == 2

@@ -113,7 +113,11 @@ class Bundle(msgspec.Struct, frozen=True):
         """The inputs and eager-PyTorch outputs that the bundle carries."""
         m = self.manifest
         return Reference.read(
-            lambda name: self.read(f"reference/{name}"), inputs=m.inputs, outputs=m.outputs, sizes=m.reference_sizes
+            lambda name: self.read(f"reference/{name}"),
+            inputs=m.inputs,
+            outputs=m.outputs,
+            sizes=m.reference_sizes,
+            has=lambda name: f"reference/{name}" in m.files,
         )
 
     def with_verdicts(self, verdicts: tuple[Verdict, ...]) -> Bundle:

@@ -19,6 +19,7 @@ from trtship.preprocess import Preprocess
 from trtship.sources.options import SourceOptions
 from trtship.spec import Precision, Record, ShapeRange, TensorSpec, as_plain, to_json
 from trtship.verify import Bound, Verdict
+from trtship.verify.gates import Gates
 
 SCHEMA = 1
 """Raised when an older trtship could not read, or would misread, what a newer one writes."""
@@ -49,7 +50,8 @@ class Manifest(Record, frozen=True):
     from (the same file for fp32 and tf32), `plan` the serialized engine, `labels` a text file with one a line; paths
     are relative to the bundle. `profiles` are the batch sizes that the plan has kernels of their own for. `files` maps
     every file but the manifest to its SHA-256. `recipe` is everything that the bundle was made from, `bounds` the
-    derived gate on relative L2 for each subject, `max_drop` the gate on top-1, in points.
+    derived gate on relative L2 for each subject, `max_drop` the gate on top-1, in points, `gates` those that the user
+    set.
     """
 
     schema: int
@@ -65,7 +67,6 @@ class Manifest(Record, frozen=True):
     plan_inputs: tuple[TensorSpec, ...]
     plan_outputs: tuple[TensorSpec, ...]
     ranges: dict[str, ShapeRange]
-    profiles: tuple[int, ...]
     preprocess: Preprocess | None
     labels: str | None
     graph: str
@@ -79,6 +80,8 @@ class Manifest(Record, frozen=True):
     verdicts: tuple[Verdict, ...]
     recipe: dict[str, Any]
     files: dict[str, str]
+    profiles: tuple[int, ...] = ()
+    gates: Gates = Gates()
 
 
 def seal(manifest: Manifest) -> bytes:

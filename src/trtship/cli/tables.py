@@ -8,6 +8,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from trtship.verify import Verdict
 
+NAMES = {
+    "rel_l2": "relative L2",
+    "rel_l2_fp64": "relative L2, fp64",
+    "top1_drop": "top-1 drop",
+}
+
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str = "") -> Any:
     """A rich table of plain text: square brackets in it are no markup."""
@@ -24,21 +30,30 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str =
 
 
 def verdict_table(verdicts: Sequence[Verdict]) -> Any:
-    """A row a verdict: subject, gate, state, its worst figure against the bound, where it ran or why it did not."""
-    return table(
-        ("subject", "gate", "verdict", "worst", "bound", "where, or why not"),
-        [
-            (
-                v.subject,
-                {"rel_l2": "relative L2", "top1_drop": "top-1 drop"}[v.gate],
-                v.state,
-                _figure(v),
-                "" if v.bound is None else f"{v.bound.value:.3g}",
-                _detail(v),
-            )
-            for v in verdicts
-        ],
-    )
+    """A row a verdict: subject, gate, state, its worst figure against the bound, where it ran or why it did not. The
+    probes that a subject passed are one row."""
+    from trtship.verify.verdict import COMPARISONS
+
+    rows: list[Sequence[str]] = []
+    for subject in dict.fromkeys(v.subject for v in verdicts):
+        own = [v for v in verdicts if v.subject == subject]
+        passed = [v for v in own if v.gate not in COMPARISONS and v.state == "passed"]
+        rows += [_row(v) for v in own if v not in passed]
+        if passed:
+            rows.append((subject, "probes", "passed", "", "", _probes(passed)))
+    return table(("subject", "gate", "verdict", "worst", "bound", "where, or why not"), rows)
+
+
+def _row(verdict: Verdict) -> Sequence[str]:
+    bound = "" if verdict.bound is None else f"{verdict.bound.value:.3g}"
+    name = NAMES.get(verdict.gate, verdict.gate.replace("_", " "))
+    return (verdict.subject, name, verdict.state, _figure(verdict), bound, _detail(verdict))
+
+
+def _probes(passed: Sequence[Verdict]) -> str:
+    names = ", ".join(v.gate.replace("_", " ") for v in passed)
+    notes = [f"{v.gate.replace('_', ' ')}: {v.note}" for v in passed if v.note]
+    return "; ".join([f"{len(passed)}: {names}", *notes])
 
 
 def _figure(verdict: Verdict) -> str:
@@ -62,6 +77,6 @@ def _detail(verdict: Verdict) -> str:
             parts.append(f"top-1 agreement >= {min(agreements):.0%}")
     if (e := verdict.evaluation) is not None:
         parts.append(f"top-1 {e.top1:.2f}% against {e.top1_original:.2f}% on {e.pictures} pictures")
-    if verdict.reason:
-        parts.append(verdict.reason)
+        parts.append(f"{e.agreement:.2f}% agree")
+    parts += [text for text in (verdict.reason, verdict.note) if text]
     return "; ".join(parts)

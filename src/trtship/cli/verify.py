@@ -15,6 +15,16 @@ EXAMPLE = "trtship verify swin.trtship --eval val/"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", metavar="BUNDLE")
     parser.add_argument("--eval", metavar="DIR", help="the labelled pictures that the bundle was made with")
+    parser.add_argument("--fp64", action="store_true", help="compare with the original's outputs in float64 as well")
+    parser.add_argument(
+        "--max-rel-l2",
+        type=float,
+        metavar="X",
+        help="the largest relative L2 of a row that passes, in place of the derived bound",
+    )
+    parser.add_argument(
+        "--min-cosine", type=float, metavar="X", help="the least cosine of a row with the original that passes"
+    )
     parser.add_argument("--family", metavar="NAME", help="tensorrt or tensorrt_rtx (default: the bundle's)")
     parser.add_argument("--device", type=int, default=0, metavar="N", help="the GPU (default: 0)")
     parser.add_argument("--no-record", action="store_true", help="leave the bundle's manifest as it is")
@@ -27,6 +37,9 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     verdicts = verify_bundle(
         arguments.bundle,
         eval_dir=arguments.eval,
+        fp64=arguments.fp64,
+        max_rel_l2=arguments.max_rel_l2,
+        min_cosine=arguments.min_cosine,
         family=arguments.family,
         device=arguments.device,
         record=not arguments.no_record,

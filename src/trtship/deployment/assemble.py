@@ -21,6 +21,7 @@ from trtship.engine import LAYERS_FILE
 from trtship.gpu import list_gpus
 from trtship.sources import SourceOptions
 from trtship.spec import batch_letter, to_json
+from trtship.verify.gates import Gates
 
 
 def assemble(
@@ -117,6 +118,7 @@ def _manifest(stages: Stages, common: Common, made: Made, *, name: str, names: _
         reference_sizes={letter: r.opt for letter, r in ranges.items() if letter != batch_letter(model.inputs)},
         bounds=made.bounds,
         max_drop=options.max_drop,
+        gates=Gates(max_rel_l2=options.max_rel_l2, min_cosine=options.min_cosine),
         verdicts=(),
         recipe=stages.recipe,
         files=hash_files(folder),

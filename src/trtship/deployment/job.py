@@ -199,6 +199,7 @@ def checked(stages: Stages, made: Made, bundle: Bundle) -> tuple[Verdict, ...]:
         "files": m.files,
         "batch": {letter: str(r) for letter, r in m.ranges.items()},
         "bounds": as_plain(made.bounds),
+        "gates": as_plain(m.gates),
         "model": stages.recipe["model"],
     }
     return verify(

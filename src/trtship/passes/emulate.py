@@ -61,9 +61,13 @@ class Emulate(Pass[EmulationReport]):
                 if node.op_type == "Cast":
                     node.attributes["to"] = ir.AttrInt64("to", int(full))
                 if node.op_type not in MOVES:
-                    _round_trip(model.graph, node, value, low)
+                    self.after(model.graph, node, value, low)
                     rounded += 1
         return PassResult(model, rounded > 0, EmulationReport(rounded=rounded))
+
+    def after(self, graph: onnx_ir.Graph, node: onnx_ir.Node, value: onnx_ir.Value, low: onnx_ir.DataType) -> None:
+        """What becomes of `value`, which `node` made: it is rounded."""
+        _round_trip(graph, node, value, low)
 
 
 def _round_trip(graph: onnx_ir.Graph, node: onnx_ir.Node, value: onnx_ir.Value, low: onnx_ir.DataType) -> None:

@@ -28,6 +28,8 @@ class TensorRTSession(Session):
     Raises DependencyError (no cuda-bindings), DeviceError (no GPU, or one that the plan does not fit).
     """
 
+    can_poison = True
+
     def __init__(
         self,
         plan: bytes,
@@ -99,7 +101,7 @@ class TensorRTSession(Session):
         addresses = {name: self._buffer(name, array.nbytes) for name, array in {**sources, **results}.items()}
         for name, array in sources.items():
             self._cuda.to_device(addresses[name], array.ctypes.data, array.nbytes, self._stream)
-        self._engine.execute(addresses, self._stream)
+        self._execute(addresses, results, self._stream)
         for name, array in results.items():
             self._cuda.to_host(array.ctypes.data, addresses[name], array.nbytes, self._stream)
         self._cuda.synchronize(self._stream)
@@ -118,16 +120,22 @@ class TensorRTSession(Session):
         addresses = {name: tensor.data_ptr() for name, tensor in {**sources, **results}.items()}
         current = torch.cuda.current_stream(device)
         if current.cuda_stream != 0:
-            self._engine.execute(addresses, current.cuda_stream)
+            self._execute(addresses, results, current.cuda_stream)
             return results
         if self._torch_stream is None:
             self._torch_stream = torch.cuda.Stream(device)
         self._torch_stream.wait_stream(current)
-        self._engine.execute(addresses, self._torch_stream.cuda_stream)
+        self._execute(addresses, results, self._torch_stream.cuda_stream)
         for tensor in (*sources.values(), *results.values()):
             tensor.record_stream(self._torch_stream)
         current.wait_stream(self._torch_stream)
         return results
+
+    def _execute(self, addresses: Mapping[str, int], results: Mapping[str, Array], stream: int) -> None:
+        if self.poison:
+            for name, array in results.items():
+                self._cuda.fill(addresses[name], 0xFF, array.nbytes, stream)
+        self._engine.execute(addresses, stream)
 
     def _buffer(self, name: str, size: int) -> int:
         """Device memory for a tensor, kept and grown as needed; at least one byte, since no address may be null."""

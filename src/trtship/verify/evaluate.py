@@ -14,6 +14,7 @@ from trtship.preprocess import Preprocess, preprocess_images
 from trtship.progress import SILENT, Progress
 from trtship.session.base import Session
 from trtship.spec import Record
+from trtship.verify.interval import paired_interval
 
 
 class Picture(msgspec.Struct, frozen=True):
@@ -25,13 +26,19 @@ class Picture(msgspec.Struct, frozen=True):
 
 class Evaluation(Record, frozen=True):
     """Top-1 in percent of the original and of the subject on the same pictures; `drop` in points (positive: worse);
-    `agreement` is the share of pictures on which both say the same, in percent."""
+    `agreement` is the share of pictures on which both say the same, in percent. `lost` pictures only the original had
+    right, `gained` only the subject; `drop_low` and `drop_high` are the drop's 95 % confidence interval, in points
+    (`trtship.verify.interval`). None where they were not recorded."""
 
     pictures: int
     top1_original: float
     top1: float
     drop: float
     agreement: float
+    lost: int | None = None
+    gained: int | None = None
+    drop_low: float | None = None
+    drop_high: float | None = None
 
 
 def predictions(
@@ -69,12 +76,19 @@ def evaluate(original: Any, found: Any, targets: Any) -> Evaluation:
     """Compare two arrays of predicted classes, int [n], over the true ones."""
     original, found, targets = (np.asarray(a) for a in (original, found, targets))
     top1_original, top1 = float((original == targets).mean()) * 100, float((found == targets).mean()) * 100
+    before, after = original == targets, found == targets
+    lost, gained = int((before & ~after).sum()), int((after & ~before).sum())
+    low, high = paired_interval(lost, gained, len(targets))
     return Evaluation(
         pictures=len(targets),
         top1_original=top1_original,
         top1=top1,
         drop=top1_original - top1,
         agreement=float((original == found).mean()) * 100,
+        lost=lost,
+        gained=gained,
+        drop_low=100 * low,
+        drop_high=100 * high,
     )
 
 

@@ -123,4 +123,14 @@ def make_reference(
         array[:count] = pictures[:count]
     outputs = original.infer(feeds)
     edges = make_edges(original, feeds, dynamic=letter is not None, preprocess=preprocess, seed=seed)
-    return Reference(letter, dict(sizes), feeds, outputs, None if exact is None else exact.infer(feeds), edges)
+    return Reference(letter, dict(sizes), feeds, outputs, _exactly(exact, feeds), edges)
+
+
+def _exactly(session: Session | None, feeds: Mapping[str, Any]) -> dict[str, Any] | None:
+    """In float64; None for a model that cannot, since its own code says float32 somewhere."""
+    if session is None:
+        return None
+    try:
+        return session.infer(feeds)
+    except RuntimeError:
+        return None

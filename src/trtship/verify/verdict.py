@@ -15,6 +15,7 @@ from trtship.verify.evaluate import Evaluation
 State = Literal["passed", "failed", "not run"]
 
 REL_L2, REL_L2_FP64, COSINE, TOP1_DROP = "rel_l2", "rel_l2_fp64", "cosine", "top1_drop"
+COMPARISONS = (REL_L2, REL_L2_FP64, COSINE, TOP1_DROP)
 """The gates that compare with the original; every other gate is a probe (`trtship.verify.probes`)."""
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from trtship.bundle.verify import Originals
+from trtship.bundle.top1 import Originals
 from trtship.cache import Entry
 from trtship.deployment.options import read_labels
 from trtship.deployment.stages.base import GRAPH, Stages, graph_digests

@@ -79,10 +79,15 @@ class Attack:
 
 
 class Probe(ABC):
-    """One adversarial check. `name` is the gate's in the verdict, `claim` what does not hold where it fails."""
+    """One adversarial check. `name` is the gate's in the verdict, `claim` what does not hold where it fails.
+
+    `of_memory` says that it asks about memory which a session keeps between runs, or shares with another: a plan's
+    has such, an onnxruntime session on the CPU has not.
+    """
 
     name: ClassVar[str]
     claim: ClassVar[str]
+    of_memory: ClassVar[bool] = False
 
     @abstractmethod
     def run(self, attack: Attack) -> Verdict | None:

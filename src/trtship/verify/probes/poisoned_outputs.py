@@ -15,6 +15,7 @@ class PoisonedOutputs(Probe):
 
     name: ClassVar[str] = "poisoned_outputs"
     claim: ClassVar[str] = "every element of the outputs should be written"
+    of_memory: ClassVar[bool] = True
 
     def run(self, attack: Attack) -> Verdict | None:
         if not attack.session.can_poison:

@@ -18,6 +18,7 @@ class TwoContexts(Probe):
 
     name: ClassVar[str] = "two_contexts"
     claim: ClassVar[str] = "two contexts at once should give what each gives alone"
+    of_memory: ClassVar[bool] = True
 
     def run(self, attack: Attack) -> Verdict | None:
         batch = attack.batch

@@ -1,0 +1,174 @@
+"""What of a bundle is checked, each opened as it is read back from disk, and the checks of one."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+
+from trtship.bundle.bundle import Bundle
+from trtship.bundle.runtime import open_session
+from trtship.bundle.top1 import Originals, top1_verdict
+from trtship.errors import GraphError, MachineError
+from trtship.passes import emulate_low
+from trtship.progress import Progress
+from trtship.session.base import Session
+from trtship.session.onnxruntime import OnnxRuntimeSession
+from trtship.spec import Precision, ShapeRange, batch_range
+from trtship.verify import Bound, Picture, Verdict, all_probes, attack, compare, not_run
+from trtship.verify.gates import Gates
+from trtship.verify.verdict import COSINE, REL_L2, REL_L2_FP64, TOP1_DROP, State
+
+FEW = 3
+"""Rows that the probes of a graph take: a first, a middle and a last one. Only kernels care for more."""
+
+
+class Subject(msgspec.Struct, frozen=True):
+    """`name` as in verdicts, how to `open` it (more than once), and the batches to compare and to probe it at."""
+
+    name: str
+    open: Callable[[], Session]
+    batches: tuple[int, ...]
+    probed: tuple[int, ...]
+    is_plan: bool
+
+
+@contextmanager
+def subjects_of(
+    bundle: Bundle, *, family: str | None, device: int, progress: Progress
+) -> Iterator[tuple[Subject, ...]]:
+    """The fp32 graph, the graph in the bundle's precision, and the plan."""
+    m = bundle.manifest
+    limits = batch_range(m.inputs, m.ranges)
+    usual = limits.sizes_to_check
+    few = tuple(sorted({limits.min, min(max(FEW, limits.min), limits.max)}))
+
+    def plan() -> Session:
+        """The bundle's own; a rebuilt one would say nothing about it."""
+        return open_session(
+            bundle, runtime="tensorrt", family=family, device=device, rebuild=False, progress=progress
+        ).session
+
+    with tempfile.TemporaryDirectory() as folder:
+        found = [Subject("graph fp32", lambda: OnnxRuntimeSession(bundle.path(m.graph)), usual, few, False)]
+        if m.precision_graph != m.graph:
+            low = f"graph {m.precision.value}"
+            found.append(Subject(low, lambda: _emulated(bundle, Path(folder)), usual, few, False))
+        every = tuple(sorted({*usual, *_of_each_profile(limits, m.profiles)}))
+        found.append(Subject("plan", plan, every, tuple(sorted({limits.min, limits.opt, limits.max})), True))
+        yield tuple(found)
+
+
+def _of_each_profile(limits: ShapeRange, single: Sequence[int]) -> set[int]:
+    """The batches that have kernels of their own; and for the profile of all others its largest, and its largest odd
+    one, which none of these has."""
+    others = [n for n in range(limits.max, limits.min - 1, -1) if n not in single]
+    return {*(n for n in single if n in limits), *others[:1], *[n for n in others if n % 2][:1]}
+
+
+def _emulated(bundle: Bundle, folder: Path) -> Session:
+    """The strongly typed graph through onnxruntime, with every rounding that TensorRT may do: an fp32 graph that rounds
+    each tensor stands in for it, since onnxruntime itself leaves most of them out. `runtime` says so."""
+    stand_in = folder / "emulated.onnx"
+    if not stand_in.exists():
+        emulate_low(bundle.path(bundle.manifest.precision_graph), stand_in)
+    session = OnnxRuntimeSession(stand_in)
+    low = bundle.manifest.precision.graph_dtype
+    session.runtime += f", {low} emulated: every tensor rounded to it after an fp32 kernel"
+    return session
+
+
+class Checks(msgspec.Struct, frozen=True):
+    """What is asked of every subject. `pictures` and `originals` are None where there are none."""
+
+    bundle: Bundle
+    gates: Gates
+    fp64: bool
+    originals: Originals | None
+    pictures: list[Picture] | None
+    progress: Progress
+
+    def of(self, subject: Subject) -> tuple[Verdict, ...]:
+        """One verdict for each gate and probe."""
+        try:
+            session = subject.open()
+        except (MachineError, GraphError) as error:
+            # a machine that cannot open it says nothing about it; a graph that nothing can open is no model's
+            state: State = "not run" if isinstance(error, MachineError) else "failed"
+            reason = f"{error.what}: {error.why}" if error.why else error.what
+            return tuple(Verdict(subject=subject.name, gate=g, state=state, reason=reason) for g in self._gates())
+        with session, self.progress.stage(f"verify {subject.name}", f"on {session.runtime}"):
+            return (
+                *self._comparisons(subject, session),
+                *self._top1(subject, session),
+                *self._probes(subject, session),
+            )
+
+    def _gates(self) -> tuple[str, ...]:
+        asked = {
+            REL_L2: True,
+            COSINE: self.gates.min_cosine is not None,
+            REL_L2_FP64: self.fp64,
+            TOP1_DROP: self._wants_top1(),
+        }
+        return tuple(gate for gate, wanted in asked.items() if wanted)
+
+    def _wants_top1(self) -> bool:
+        return self.pictures is not None or self.originals is not None
+
+    def _bound(self, subject: Subject) -> Bound:
+        m = self.bundle.manifest
+        loosen = subject.name != "graph fp32" or m.precision is Precision.FP32
+        return self.gates.bound(m.bounds[subject.name], loosen=loosen)
+
+    def _comparisons(self, subject: Subject, session: Session) -> Iterator[Verdict]:
+        reference, bound = self.bundle.reference(), self._bound(subject)
+        compared = compare(
+            session, reference, subject=subject.name, batches=subject.batches, bound=bound, progress=self.progress
+        )
+        yield compared
+        cosine = self.gates.cosine(compared)
+        if cosine is not None:
+            yield cosine
+        if not self.fp64:
+            return
+        if reference.exact is None:
+            reason = "the bundle has no fp64 outputs: its original could not run in fp64, or it was made before"
+            yield not_run(subject.name, REL_L2_FP64, reason)
+            return
+        yield compare(
+            session,
+            msgspec.structs.replace(reference, outputs=reference.exact),
+            subject=subject.name,
+            batches=subject.batches,
+            bound=bound,
+            gate=REL_L2_FP64,
+            progress=self.progress,
+        )
+
+    def _top1(self, subject: Subject, session: Session) -> Iterator[Verdict]:
+        if self._wants_top1():
+            yield top1_verdict(
+                session,
+                self.bundle,
+                subject=subject.name,
+                pictures=self.pictures,
+                originals=self.originals,
+                progress=self.progress,
+            )
+
+    def _probes(self, subject: Subject, session: Session) -> tuple[Verdict, ...]:
+        return attack(
+            subject.open,
+            self.bundle.reference(),
+            subject=subject.name,
+            ranges=self.bundle.manifest.ranges,
+            bound=self._bound(subject),
+            session=session,
+            batches=subject.probed,
+            probes=[probe for probe in all_probes() if subject.is_plan or not probe.of_memory],
+            progress=self.progress,
+        )

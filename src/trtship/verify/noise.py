@@ -1,0 +1,115 @@
+"""How far rounding moves a network's outputs: measured on the graph itself, on the bundle's own rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import msgspec
+import numpy as np
+
+from trtship.graphs import load_graph
+from trtship.graphs.noise import AMPLIFIED, open_noisy, spread
+from trtship.graphs.noisy import noise_sizes
+from trtship.passes.emulate import Emulate
+from trtship.session.onnxruntime import OnnxRuntimeSession
+from trtship.spec import Precision
+from trtship.verify.compare import as_session_takes
+from trtship.verify.reference import Reference
+
+if TYPE_CHECKING:
+    import onnx_ir
+
+CHUNK = 4
+"""Rows at once: the noise takes several times the memory of the graph itself."""
+
+
+class Noise(msgspec.Struct, frozen=True):
+    """Relative L2 error that rounding alone gives, one deviation: `rows` of the reference and `edges` by name; the
+    worst output's. A row on which the graph says NaN or Inf has none."""
+
+    rows: tuple[float, ...]
+    edges: dict[str, float]
+
+    @property
+    def worst(self) -> float:
+        return max(self.rows, default=0.0)
+
+
+class _InFull(Emulate):
+    """Every low tensor in fp32, and nothing rounded."""
+
+    name: ClassVar[str] = "widen"
+
+    def after(self, graph: onnx_ir.Graph, node: onnx_ir.Node, value: onnx_ir.Value, low: onnx_ir.DataType) -> None:
+        pass
+
+
+def measured_noise(
+    graph: Path, precision: Precision, reference: Reference, *, losses: Mapping[str, float] | None = None
+) -> Noise:
+    """Run the strongly typed `graph` on the reference's rows and edges, several times with the errors that `precision`
+    makes (`trtship.graphs.noisy`). `losses` are what quantization adds: relative errors, one deviation, by the name
+    of the tensor that has them; those of activations then take the place of the quantization itself.
+
+    What is measured is how far these runs are apart, and not how far they are from the original: a graph that is
+    wrong has the same noise as the right one, and gets no wider a bound. Raises GraphError.
+    """
+    amplified = AMPLIFIED if precision is Precision.FP32 else 1.0
+    model = load_graph(graph)
+    sizes = {node: amplified * size for node, size in noise_sizes(model, precision).items()}
+    if losses:
+        sizes |= _with_losses(model, sizes, losses)
+    with open_noisy(_InFull()(model).model, sizes) as session:
+        rows, edges = _noise_of(session, reference)
+    names = reference.edges.names if reference.edges is not None else ()
+    return Noise(
+        tuple(v / amplified for v in rows if np.isfinite(v)),
+        {name: v / amplified for name, v in zip(names, edges, strict=True) if np.isfinite(v)},
+    )
+
+
+def _with_losses(
+    model: onnx_ir.Model, sizes: Mapping[onnx_ir.Node, float], losses: Mapping[str, float]
+) -> dict[onnx_ir.Node, float]:
+    """The errors of the tensors in `losses`. Where Q/DQ made one, nothing is quantized any more: saturation, if
+    there is any, is no noise."""
+    import onnx_ir as ir
+
+    found = {}
+    for node in list(model.graph):
+        name, stored = node.outputs[0].name or "", node.inputs[0] if node.inputs else None
+        size = math.hypot(sizes.get(node, 0.0), losses.get(name, 0.0))
+        quantize = stored.producer() if node.op_type == "DequantizeLinear" and stored is not None else None
+        if quantize is not None and quantize.op_type == "QuantizeLinear":
+            plain = ir.Node("", "Identity", [quantize.inputs[0]])
+            plain.outputs[0].name, plain.outputs[0].type = f"{name}/plain", node.outputs[0].type
+            plain.outputs[0].shape = node.outputs[0].shape
+            node.outputs[0].replace_all_uses_with(plain.outputs[0], replace_graph_outputs=True)
+            model.graph.insert_after(node, plain)
+            node = plain
+        if name in losses:
+            found[node] = size
+    return found
+
+
+def _noise_of(session: OnnxRuntimeSession, reference: Reference) -> tuple[list[float], list[float]]:
+    """Of each row, and of each edge row; NaN where there is none."""
+    edges = reference.edges.inputs if reference.edges is not None else None
+    if reference.batch is not None:
+        return _by_rows(session, reference.inputs), [] if edges is None else _by_rows(session, edges)
+    rows = spread(session, as_session_takes(session, reference.inputs), whole=not reference.rowwise)
+    count = len(reference.edges.names) if reference.edges is not None else 0
+    each = [{name: a[i] for name, a in (edges or {}).items()} for i in range(count)]
+    return rows, [spread(session, as_session_takes(session, feeds), whole=True)[0] for feeds in each]
+
+
+def _by_rows(session: OnnxRuntimeSession, feeds: Mapping[str, Any]) -> list[float]:
+    count = len(next(iter(feeds.values())))
+    found: list[float] = []
+    for begin in range(0, count, CHUNK):
+        some = {name: array[begin : begin + CHUNK] for name, array in feeds.items()}
+        found += spread(session, as_session_takes(session, some))
+    return found
