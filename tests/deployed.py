@@ -98,7 +98,25 @@ def deploy_colours(folder: Path, precision: str) -> Path:
     return folder / f"colours-{precision}.trtship"
 
 
-MAKERS: dict[str, Callable[[Path, str], Path]] = {"swin": deploy_swin, "colours": deploy_colours}
+def deploy_digits(folder: Path, precision: str) -> Path:
+    """The example's trained Swin, by the TorchScript exporter."""
+    digits = Path(__file__).parents[1] / "examples" / "digits"
+    trtship.deploy(
+        f"{digits}/model.py:digits_swin",
+        folder / f"digits-{precision}.trtship",
+        checkpoint=digits / "digits.safetensors",
+        precision=precision,
+        batch="1:2:4",
+        exporter="torchscript",
+    )
+    return folder / f"digits-{precision}.trtship"
+
+
+MAKERS: dict[str, Callable[[Path, str], Path]] = {
+    "swin": deploy_swin,
+    "colours": deploy_colours,
+    "digits": deploy_digits,
+}
 
 
 def copy_of(bundle: Path, folder: Path) -> Path:

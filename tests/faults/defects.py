@@ -23,6 +23,7 @@ from planting import (
     find,
     inside,
     layers,
+    maker,
     norms,
     residual_sums,
 )
@@ -70,6 +71,12 @@ def batch_leakage(model: Model) -> Guilty:
 def batch_frozen(model: Model) -> Guilty:
     node = find(model, "Reshape", lambda n: "window order" in (n.name or "") and len(data(n.inputs[1])) == 6)
     return named(change(model, node, 1, lambda shape: np.array([2, *shape[1:-1], -1])))
+
+
+@defect("a reshape takes a batch of 2 and no other", "rel_l2", "identical_rows")
+def batch_fixed(model: Model) -> Guilty:
+    node = find(model, "Reshape", lambda n: "window order" in (n.name or "") and len(data(n.inputs[1])) == 6)
+    return named(change(model, node, 1, lambda shape: np.array([2, *shape[1:]])))
 
 
 @defect("output rows change places", "rel_l2", "permuted_rows")
@@ -123,11 +130,12 @@ def scale_dropped(model: Model) -> Guilty:
 
 @defect("a window rolled by one token too many", "rel_l2")
 def roll_off_by_one(model: Model) -> Guilty:
-    places = [n for n in model.graph if n.op_type == "Slice"][:2]
-    for node in places:
+    ends = find(model, "Concat", lambda n: all(v is not None and v.producer() is not None for v in n.inputs))
+    parts = [maker(value) for value in ends.inputs]
+    for node in parts:
         for slot in (1, 2):
             change(model, node, slot, lambda edge: np.where(edge == 3, edge + 1, edge))
-    return named(*places)
+    return named(*parts)
 
 
 @defect("q and k are made by each other's weights in one block", "rel_l2")
@@ -186,7 +194,8 @@ def gelu_sigmoid(model: Model) -> Guilty:
 
 @defect("patch merging reads its four tokens in another order", "rel_l2")
 def merging_order(model: Model) -> Guilty:
-    return named(attribute(find(model, "Transpose", lambda n: "permute" in (n.name or "")), perm=(0, 1, 3, 2, 4, 5)))
+    node = find(model, "Transpose", lambda n: tuple(n.attributes.get_ints("perm", ())) == (0, 1, 3, 4, 2, 5))
+    return named(attribute(node, perm=(0, 1, 3, 2, 4, 5)))
 
 
 @defect("the sum around an MLP is left out", "rel_l2")

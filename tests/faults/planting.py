@@ -121,6 +121,13 @@ def inside(node: Node) -> Value:
     return node.outputs[0]
 
 
+def maker(value: Value | None) -> Node:
+    assert value is not None
+    node = value.producer()
+    assert node is not None
+    return node
+
+
 def residual_sums(model: Model) -> list[Node]:
     """Sums of two tensors that are no constants."""
     return [n for n in model.graph if n.op_type == "Add" and not any(map(is_constant, n.inputs))]

@@ -1,0 +1,73 @@
+"""A graph before `trtship verify`'s own checks, and before `trtship debug`'s search."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+
+import onnx_ir as ir
+
+from trtship.bundle import Bundle
+from trtship.bundle.debug_cases import cases_of
+from trtship.passes.emulate import Emulate
+from trtship.session.base import Session
+from trtship.session.onnxruntime import OnnxRuntimeSession
+from trtship.spec import Precision, batch_range
+from trtship.verify import Reference, Verdict, attack, compare
+from trtship.verify.locate import Located, Search
+from trtship.verify.locate_graph import copy_of, typed
+from trtship.verify.locate_runs import GraphRuns
+
+Opens = Callable[[], Session]
+
+
+class Judged:
+    """A bundle, whose graph in its plan's precision is edited and judged."""
+
+    def __init__(self, folder: Path) -> None:
+        self.bundle = Bundle.open(folder)
+        self.precision: Precision = self.bundle.manifest.precision
+
+    @property
+    def subject(self) -> str:
+        return f"graph {self.precision.value}"
+
+    @cached_property
+    def reference(self) -> Reference:
+        return self.bundle.reference()
+
+    @cached_property
+    def original(self) -> ir.Model:
+        """The fp32 graph."""
+        return typed(self.bundle.path(self.bundle.manifest.graph))
+
+    def graph(self) -> ir.Model:
+        """The graph that the plan is built from, to be edited."""
+        return typed(self.bundle.path(self.bundle.manifest.precision_graph))
+
+    def verdicts(self, opens: Opens) -> list[Verdict]:
+        """Every check, but the evaluation, of what `opens` opens."""
+        m = self.bundle.manifest
+        bound = m.bounds[self.subject]
+        batches = batch_range(m.inputs, m.ranges).sizes_to_check
+        with opens() as session:
+            found = [compare(session, self.reference, subject=self.subject, batches=batches, bound=bound)]
+            found += attack(opens, self.reference, subject=self.subject, ranges=m.ranges, bound=bound, session=session)
+        return found
+
+    def locate(self, model: ir.Model) -> Located | None:
+        """What the search finds on the first inputs on which the graph is wrong."""
+        suspect = GraphRuns(model, self.precision)
+        searches = (Search(suspect, self.original, case.feeds) for case in cases_of(self.bundle))
+        return next((found for search in searches if (found := search.locate()) is not None), None)
+
+
+def opener(model: ir.Model) -> Opens:
+    """Opens sessions that run the graph with every tensor rounded to its type."""
+    data = ir.to_proto(Emulate().call(copy_of(model)).model).SerializeToString()
+    return lambda: OnnxRuntimeSession(data)
+
+
+def failed(verdicts: list[Verdict]) -> set[str]:
+    return {verdict.gate for verdict in verdicts if verdict.state == "failed"}

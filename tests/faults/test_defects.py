@@ -1,0 +1,43 @@
+"""Every defect is caught, by the check that it is for, and the search names a guilty node."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from defects import DEFECTS, Defect
+from judging import Judged, failed, opener
+from session_defects import SESSION_DEFECTS, SessionDefect
+
+Digits = Callable[[str], Judged]
+
+
+def test_there_are_at_least_fifteen() -> None:
+    assert len(DEFECTS) >= 15
+    assert len({defect.name for defect in DEFECTS}) == len(DEFECTS)
+
+
+@pytest.mark.parametrize("defect", DEFECTS, ids=lambda one: one.name)
+def test_a_defect_of_the_graph_is_caught_and_its_node_named(digits: Digits, defect: Defect) -> None:
+    judged = digits(defect.precision)
+    model = judged.graph()
+    guilty = defect.plant(model)
+    assert failed(judged.verdicts(opener(model))) >= set(defect.caught_by)
+    located = judged.locate(model)
+    assert located is not None
+    assert located.node in guilty
+    assert set(guilty) & set(located.nodes)
+
+
+@pytest.mark.parametrize("defect", SESSION_DEFECTS, ids=lambda one: one.name)
+def test_a_defect_of_the_runtime_is_caught(digits: Digits, defect: SessionDefect) -> None:
+    judged = digits("fp16")
+    opens = opener(judged.graph())
+    assert failed(judged.verdicts(lambda: defect.wrap(opens()))) >= set(defect.caught_by)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "fp32"])
+def test_without_a_defect_nothing_is_caught_and_nothing_named(digits: Digits, precision: str) -> None:
+    judged = digits(precision)
+    assert failed(judged.verdicts(opener(judged.graph()))) == set()
+    assert judged.locate(judged.graph()) is None
