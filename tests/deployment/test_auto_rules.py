@@ -29,7 +29,7 @@ from trtship.deployment.search.sensitivity import Meter, sensitivities
 from trtship.deployment.search.timing import times_of, with_times
 from trtship.deployment.search_options import parse_candidates, parse_duration
 from trtship.deployment.way import Way
-from trtship.errors import SpecError
+from trtship.errors import GateError, SpecError
 from trtship.measure import random_inputs
 from trtship.passes import to_precision
 from trtship.session.torch import TorchSession
@@ -184,6 +184,18 @@ def test_a_bundle_that_is_not_faster_than_eager_says_so(eager: float, said: int)
 def test_a_gate_holds_against_its_figure(figures: dict[str, float], gates: dict[str, float], reason: str) -> None:
     found = judged(msgspec.structs.replace(Candidate(name="fp16", precision=Precision.FP16), **figures), gates)
     assert (found.outcome, found.reason) == ("failed" if reason else "passed", reason)
+
+
+@pytest.mark.parametrize(("option", "value"), [("max_rel_l2", 1e-6), ("min_cosine", 1.0)])
+def test_a_gate_holds_for_one_precision_as_well(tmp_path: Path, option: str, value: float) -> None:
+    (tmp_path / "colours.py").write_text(COLOURS)
+    source, options = f"{tmp_path / 'colours.py'}:colours", {"exporter": "torchscript", "batch": "1:2:4"}
+    loose: dict[str, Any] = {option: 0.1}
+    tight: dict[str, Any] = {option: value}
+    trtship.deploy(source, tmp_path / "loose", precision="bf16", **options, **loose)
+    with pytest.raises(GateError, match="no bundle"):
+        trtship.deploy(source, tmp_path / "tight", precision="bf16", **options, **tight)
+    assert not (tmp_path / "tight").exists()
 
 
 # What was typed

@@ -82,7 +82,8 @@ def _tried(stages: Stages, common: Common, made: Made, begun: float) -> Tried:
         "precision": made.way.precision.value,
         "batch": {letter: str(r) for letter, r in common.ranges.items()},
         "bounds": as_plain(made.bounds),
-        **stages.part("model", "io_dtype", "labels", "family", "gpu", "eval", "max_drop", "versions"),
+        **stages.part("model", "io_dtype", "labels", "family", "gpu", "versions"),
+        **stages.part("eval", "max_drop", "max_rel_l2", "min_cosine"),
     }
     try:
         entry = stages.run("candidate", key, make, of=made.way.name)
