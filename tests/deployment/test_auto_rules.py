@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -21,7 +20,6 @@ from trtship.bundle.candidates import Candidate, Latency
 from trtship.deployment.search.attempt import Attempt
 from trtship.deployment.search.choose import choose_timed, choose_untimed, latency_at, why_not
 from trtship.deployment.search.estimate import estimated_ms, node_costs
-from trtship.deployment.search.gates import judged
 from trtship.deployment.search.mixed import least_kept
 from trtship.deployment.search.order import SAFEST_FIRST, risk
 from trtship.deployment.search.searching import notes_on_eager
@@ -170,20 +168,6 @@ def test_a_bundle_that_is_not_faster_than_eager_says_so(eager: float, said: int)
 
 
 # The gates
-
-
-@pytest.mark.parametrize(
-    ("figures", "gates", "reason"),
-    [
-        ({"rel_l2": 0.01, "cosine": 0.99}, {"--max-rel-l2": 0.02, "--min-cosine": 0.98}, ""),
-        ({"rel_l2": 0.03, "cosine": 0.99}, {"--max-rel-l2": 0.02}, "--max-rel-l2 0.02: it has 0.03"),
-        ({"rel_l2": 0.03, "cosine": 0.97}, {"--min-cosine": 0.98}, "--min-cosine 0.98: it has 0.97"),
-        ({}, {"--max-rel-l2": 0.02}, "--max-rel-l2 0.02: not finite"),
-    ],
-)
-def test_a_gate_holds_against_its_figure(figures: dict[str, float], gates: dict[str, float], reason: str) -> None:
-    found = judged(msgspec.structs.replace(Candidate(name="fp16", precision=Precision.FP16), **figures), gates)
-    assert (found.outcome, found.reason) == ("failed" if reason else "passed", reason)
 
 
 @pytest.mark.parametrize(("option", "value"), [("max_rel_l2", 1e-6), ("min_cosine", 1.0)])

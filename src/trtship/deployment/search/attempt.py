@@ -14,7 +14,7 @@ from trtship.bundle.verify import check_bundle
 from trtship.deployment.assemble import assemble
 from trtship.deployment.making import Common, Made, make_plan
 from trtship.deployment.search.check_process import check_apart
-from trtship.deployment.search.gates import gates_of, judged, measured
+from trtship.deployment.search.gates import judged, measured
 from trtship.deployment.stages import GRAPH, PLAN, REPORT, Stages
 from trtship.deployment.way import Way
 from trtship.errors import BuildError, GraphError
@@ -56,7 +56,7 @@ def attempt(stages: Stages, common: Common, way: Way) -> Attempt:
         seconds = round(time.monotonic() - begun, 2)
         return Attempt(way, msgspec.structs.replace(bare, outcome="failed", reason=why, seconds=seconds), None)
     tried = _tried(stages, common, made, begun)
-    found = judged(measured(bare, tried.verdicts), gates_of(stages.options))
+    found = judged(measured(bare, tried.verdicts))
     size = (made.plan.folder / PLAN).stat().st_size / 2**20
     return Attempt(way, msgspec.structs.replace(found, plan_mib=round(size, 2), seconds=tried.seconds), made)
 

@@ -37,18 +37,7 @@ def measured(candidate: Candidate, verdicts: tuple[Verdict, ...]) -> Candidate:
     )
 
 
-def judged(candidate: Candidate, gates: dict[str, float]) -> Candidate:
-    """`candidate` as passed or failed, with the reason: by its verdicts, and by the gates on its figures."""
-    reasons = [f"{v.subject}, {v.gate}: {v.reason}" for v in candidate.verdicts if v.state == "failed"] or _over(
-        candidate, gates
-    )
+def judged(candidate: Candidate) -> Candidate:
+    """`candidate` as passed or failed by its verdicts, with the reason."""
+    reasons = [f"{v.subject}, {v.gate}: {v.reason}" for v in candidate.verdicts if v.state == "failed"]
     return msgspec.structs.replace(candidate, outcome="failed" if reasons else "passed", reason="; ".join(reasons))
-
-
-def _over(candidate: Candidate, gates: dict[str, float]) -> list[str]:
-    found = []
-    for name, figure, sign in (("--max-rel-l2", candidate.rel_l2, 1), ("--min-cosine", candidate.cosine, -1)):
-        bound = gates.get(name)
-        if bound is not None and (figure is None or sign * figure > sign * bound):
-            found.append(f"{name} {bound:g}: " + ("not finite" if figure is None else f"it has {figure:.4g}"))
-    return found
