@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from trtship.bundle import Bundle, BundleSession, load, verify_bundle
+    from trtship.bundle import Bundle, BundleSession, load
     from trtship.deployment import DeployResult, deploy
     from trtship.errors import TrtshipError
+    from trtship.report import verify_bundle
     from trtship.spec import Precision, ShapeRange, TensorSpec
 
 __all__ = [
@@ -36,9 +37,10 @@ __all__ = [
 ]
 
 _HOMES = {
-    "trtship.bundle": ("Bundle", "BundleSession", "load", "verify_bundle"),
+    "trtship.bundle": ("Bundle", "BundleSession", "load"),
     "trtship.deployment": ("DeployResult", "deploy"),
     "trtship.errors": ("TrtshipError",),
+    "trtship.report": ("verify_bundle",),
     "trtship.spec": ("Precision", "ShapeRange", "TensorSpec"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}

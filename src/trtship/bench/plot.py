@@ -49,8 +49,8 @@ def throughput_chart(lines: Lines, *, title: str, name: str, labels: Mapping[str
         title=title,
         description=description,
         name=name,
-        size=(760, 420),
-        margins=(20, 260, 50, 60),
+        size=(840, 420),
+        margins=(20, 340, 50, 60),
         letters=12,
         style=STYLE,
     )

@@ -32,9 +32,9 @@ class Axis(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def number(value: float) -> str:
-    """Short: `0.5`, `2000`, `1e-4`."""
-    if value == 0 or abs(value) >= 1e-3:
-        return f"{value:.4g}"
+    """Short: `0.5`, `2000`, `1e-4`, with a power of ten below a hundredth."""
+    if value == 0 or abs(value) >= 0.01:
+        return f"{value:.6g}"
     mantissa, exponent = f"{value:.3e}".split("e")
     return f"{float(mantissa):g}e{int(exponent)}"
 

@@ -78,7 +78,7 @@ def chart(
     name: str,
     rules: Sequence[Rule] = (),
     size: tuple[int, int] = (420, 300),
-    margins: tuple[int, int, int, int] = (14, 24, 44, 52),
+    margins: tuple[int, int, int, int] = (14, 24, 44, 62),
     letters: float = 12.5,
     style: str = "",
 ) -> str:

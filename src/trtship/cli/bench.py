@@ -54,18 +54,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="prepare all batches before the first is timed: quicker, and takes the memory of all at once",
     )
     parser.add_argument("--plot", metavar="FILE", help="write throughput against batch as an SVG")
+    parser.add_argument("--record", action="store_true", help="keep the result in the bundle, and in its report")
 
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
     from trtship.bench import bench
     from trtship.bench.original import options_of, original_of
     from trtship.bundle import Bundle
+    from trtship.bundle.bundle import MANIFEST
+    from trtship.files import check_writable
+    from trtship.report import record_bench
 
     batches = [positive(text, "--batches") for text in arguments.batches.split(",")]
     within = positive(arguments.prepare_within, "--prepare-within")
     builds = positive(arguments.builds, "--builds")
     paths = peer_paths(arguments.peer_path)
     bundle = Bundle.open(arguments.bundle, progress=console.progress)
+    if arguments.record:
+        check_writable(bundle.folder / MANIFEST, do="leave --record away, or mend its permissions")
     options = options_of(bundle, source=arguments.source, checkpoint=arguments.checkpoint)
     original = original_of(bundle, options, progress=console.progress)
     report = bench(
@@ -80,6 +86,8 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         together=arguments.together,
         progress=console.progress,
     )
+    if arguments.record:
+        record_bench(bundle, report)
     console.result(report)
     if arguments.plot:
         _plot(report, arguments.plot)

@@ -22,7 +22,8 @@ from trtship.cli.console import Console
 from trtship.errors import Cancelled, DependencyError, TrtshipError, UserError
 from trtship.needs import keep_quiet
 
-VERBS = ("deploy", "run", "inspect", "verify", "debug", "bench", "export", "simplify", "optimize", "build", "doctor")
+MAKE_AND_USE = ("deploy", "run", "inspect", "verify", "report", "debug", "bench")
+VERBS = (*MAKE_AND_USE, "export", "simplify", "optimize", "build", "doctor")
 
 
 SURROUNDINGS = {

@@ -27,12 +27,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--family", metavar="NAME", help="tensorrt or tensorrt_rtx (default: the bundle's)")
     parser.add_argument("--device", type=int, default=0, metavar="N", help="the GPU (default: 0)")
-    parser.add_argument("--no-record", action="store_true", help="leave the bundle's manifest as it is")
+    parser.add_argument("--no-record", action="store_true", help="leave the bundle's manifest and report as they are")
 
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
     """0 when no gate failed, else 1; what could not run here is shown, and does not fail."""
-    from trtship.bundle import verify_bundle
+    from trtship.report import verify_bundle
 
     verdicts = verify_bundle(
         arguments.bundle,

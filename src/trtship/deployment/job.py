@@ -9,12 +9,13 @@ from pathlib import Path
 
 import msgspec
 
-from trtship.bundle.bundle import Bundle, write_manifest
+from trtship.bundle.bundle import Bundle
 from trtship.bundle.candidates import Choice, choice_of
 from trtship.bundle.verify import check_bundle
 from trtship.cache import Cache
 from trtship.calibrate import DEFAULT_METHOD
 from trtship.deployment.assemble import assemble
+from trtship.deployment.finish import finish
 from trtship.deployment.making import Made, make_common, make_plan
 from trtship.deployment.options import DeployOptions, recipe_of
 from trtship.deployment.place import check_place, compare_with_standing
@@ -187,7 +188,7 @@ def _make(stages: Stages, output: Path, begun: float) -> tuple[tuple[Verdict, ..
     with whole_folder(output, replace=output.exists()) as draft:
         manifest = assemble(stages, common, made, draft, name=output.stem, choice=found.choice if found else None)
         verdicts = _hold_gates(found.candidate.verdicts) if found else checked(stages, made, Bundle.open(draft))
-        write_manifest(draft, msgspec.structs.replace(manifest, verdicts=verdicts))
+        finish(stages, Bundle(draft, msgspec.structs.replace(manifest, verdicts=verdicts)))
     return verdicts, found.choice if found else None
 
 
