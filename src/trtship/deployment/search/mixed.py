@@ -53,7 +53,7 @@ def search_mixed(
         lost = lost_ms(stages, common, precision)
         seen: set[tuple[str, ...]] = set()
         for _ in range(TRIES):
-            kept = least_kept(meter, parts, lost, aim=aim)
+            kept = least_kept(meter, parts, lost, aim=aim, until=until)
             aim /= 2
             if not kept or kept in seen:
                 continue
@@ -106,11 +106,14 @@ def usual_batch(common: Common) -> int:
     return common.ranges[letter].opt if letter is not None else int(common.model.inputs[0].shape[0] or 1)
 
 
-def least_kept(meter: Meter, parts: Sequence[Part], lost: Mapping[str, float], *, aim: float) -> tuple[str, ...]:
+def least_kept(
+    meter: Meter, parts: Sequence[Part], lost: Mapping[str, float], *, aim: float, until: float = math.inf
+) -> tuple[str, ...]:
     """Nodes that, held back, bring the measured error down to `aim`, at the least cost.
 
     Those that overflow alone, then those with the most error a millisecond, until the error that is predicted, and then
-    measured, is small enough; in the end every part that is not needed after all goes back, the dearest first.
+    measured, is small enough; in the end every part that is not needed after all goes back, the dearest first, while
+    there is time.
     """
 
     def price(part: Part) -> float:
@@ -133,7 +136,7 @@ def least_kept(meter: Meter, parts: Sequence[Part], lost: Mapping[str, float], *
         kept += [rest.pop() for _ in range(min(count, len(rest)))]
     for part in sorted(kept, key=price, reverse=True):
         without = [one for one in kept if one is not part]
-        if part.error < math.inf and measured(without) <= aim:
+        if part.error < math.inf and time.monotonic() < until and measured(without) <= aim:
             kept = without
     held = {name for part in kept for name in part.nodes}
     return tuple(name for name in meter.nodes if name in held)
