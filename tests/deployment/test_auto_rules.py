@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from trtship.bundle.candidates import Candidate, Latency
 from trtship.deployment.search.attempt import Attempt
 from trtship.deployment.search.choose import choose_timed, choose_untimed, latency_at, why_not
 from trtship.deployment.search.estimate import estimated_ms, node_costs
-from trtship.deployment.search.mixed import least_kept
+from trtship.deployment.search.keeping import least_kept
 from trtship.deployment.search.order import SAFEST_FIRST, risk
 from trtship.deployment.search.searching import notes_on_eager
 from trtship.deployment.search.sensitivity import Meter, sensitivities
@@ -249,7 +250,7 @@ def meter(exported: Callable[[str], Path]) -> Any:
     specs = [TensorSpec(name="input", shape=("B", 3, 56, 56))], [TensorSpec(name="logits", shape=("B", 10))]
     with TorchSession(small_model("swin"), inputs=tuple(specs[0]), outputs=tuple(specs[1])) as session:
         reference = make_reference(session, sizes={})
-    with Meter(exported("swin"), Precision.BF16, reference) as found:
+    with closing(Meter(exported("swin"), Precision.BF16, reference)) as found:
         yield found
 
 
@@ -285,7 +286,7 @@ def test_of_two_that_would_do_the_cheaper_is_kept(tmp_path_factory: pytest.TempP
     source = written(folder / "a.onnx", body, axes=np.array([1]))
     x = random_inputs((TensorSpec(name="x", shape=("B", 8)),), {"B": 9})
     exact = 6 * np.tanh(x["x"]).sum(1, keepdims=True)
-    with Meter(source, Precision.BF16, Reference("B", {}, x, {"y": exact})) as meter:
+    with closing(Meter(source, Precision.BF16, Reference("B", {}, x, {"y": exact}))) as meter:
         parts = sensitivities(meter, enough=0.0)
         assert all(len(part.nodes) == 1 for part in parts)
         lost = {name: 100.0 if index == dear else 1.0 for index, name in enumerate(meter.nodes)}

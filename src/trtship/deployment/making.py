@@ -15,8 +15,8 @@ from trtship.deployment.stages.precision import typed
 from trtship.deployment.stages.sizes import ranges_of
 from trtship.deployment.way import Way
 from trtship.engine.build import BuildReport
-from trtship.spec import ShapeRange, TensorSpec, from_json
-from trtship.verify import Bound
+from trtship.spec import ShapeRange, TensorSpec, batch_letter, batch_range, from_json
+from trtship.verify import Bound, Reference
 
 
 class Common(msgspec.Struct, frozen=True):
@@ -30,6 +30,21 @@ class Common(msgspec.Struct, frozen=True):
     model: ModelReport
     ranges: dict[str, ShapeRange]
     labels: tuple[str, ...] | None
+
+    @property
+    def reference(self) -> Reference:
+        """The original's rows."""
+        letter = batch_letter(self.model.inputs)
+        return Reference.read(
+            lambda name: self.original.read(f"reference/{name}"),
+            inputs=self.model.inputs,
+            outputs=self.model.export.outputs,
+            sizes={name: r.opt for name, r in self.ranges.items() if name != letter},
+        )
+
+    @property
+    def usual_batch(self) -> int:
+        return batch_range(self.model.inputs, self.ranges).opt
 
 
 class Made(msgspec.Struct, frozen=True):

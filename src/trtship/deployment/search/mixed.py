@@ -1,21 +1,24 @@
-"""Which nodes to hold in a higher precision, so that the gates are met with the least time lost."""
+"""Mixtures: nodes held in a higher precision, so that the gates are met with the least time lost."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trtship.deployment.making import Common
 from trtship.deployment.search.attempt import Attempt, attempt
 from trtship.deployment.search.estimate import node_costs
 from trtship.deployment.search.gates import gates_of
+from trtship.deployment.search.keeping import least_kept
 from trtship.deployment.search.sensitivity import Meter, Part, sensitivities
-from trtship.deployment.stages import GRAPH, Stages
+from trtship.deployment.stages import GRAPH, REPORT, Stages
+from trtship.deployment.stages.base import graph_digests
 from trtship.deployment.way import Way
-from trtship.spec import Precision, batch_letter
-from trtship.verify import Reference
+from trtship.spec import Precision, Record, from_json, to_json
 
 if TYPE_CHECKING:
     from trtship.bundle.candidates import Candidate
@@ -27,6 +30,20 @@ TRIES = 4
 SHARE = 0.5
 """Of the time that is left goes into halving the sensitive parts, at most `SECONDS`."""
 SECONDS = 300.0
+KINDS = {
+    Precision.FP16: ("FLOAT16", "FLOAT"),
+    Precision.BF16: ("BFLOAT16", "FLOAT"),
+    Precision.FP8: ("FLOAT8E4M3FN", "FLOAT16"),
+    Precision.INT8: ("INT8", "FLOAT16"),
+}
+"""In which types a node computes, and in which where it is held back."""
+
+
+class Mixture(Record, frozen=True):
+    """The nodes to hold back, of how many that could be."""
+
+    kept: tuple[str, ...]
+    of: int
 
 
 def search_mixed(
@@ -41,30 +58,98 @@ def search_mixed(
     """Mixtures of the precision that failed plain, one after the other until one passes; each is told to `tried`.
 
     Returns whether one did; no mixture is begun after `until`."""
-    precision, graph = plain.way.precision, common.fast.folder / GRAPH
     aim = MARGIN * _bound(plain.candidate, gates_of(stages.options))
-    with (
-        stages.progress.stage("measure sensitivity", f"of {precision.value}, node by node"),
-        Meter(graph, precision, reference_of(common), ranges=ranges, scope=stages.options.scope) as meter,
-    ):
-        now = time.monotonic()
-        stop = now + min(SECONDS, SHARE * (until - now))
-        parts = sensitivities(meter, enough=aim, until=stop, progress=stages.progress)
-        lost = lost_ms(stages, common, precision)
-        seen: set[tuple[str, ...]] = set()
+    precision = plain.way.precision
+    mixer = _Mixer(stages, common, precision, ranges, until)
+    seen: set[tuple[str, ...]] = set()
+    try:
         for _ in range(TRIES):
-            kept = least_kept(meter, parts, lost, aim=aim, until=until)
+            found = mixer.mixture(aim)
             aim /= 2
-            if not kept or kept in seen:
+            if not found.kept or found.kept in seen:
                 continue
-            if len(kept) == len(meter.nodes) or time.monotonic() > until:
+            if len(found.kept) == found.of or time.monotonic() > until:
                 return False
-            seen.add(kept)
-            one = attempt(stages, common, Way(precision=precision, kept=kept))
+            seen.add(found.kept)
+            one = attempt(stages, common, Way(precision=precision, kept=found.kept))
             tried(one)
             if one.candidate.outcome == "passed":
                 return True
+    finally:
+        mixer.close()
     return False
+
+
+class _Late(Exception):
+    """A mixture for which there was less time than it needs: not to be remembered."""
+
+    def __init__(self, found: Mixture) -> None:
+        self.found = found
+
+
+class _Mixer:
+    """Mixtures by what they aim for; each is remembered, and the network is run only for one that is not."""
+
+    def __init__(
+        self,
+        stages: Stages,
+        common: Common,
+        precision: Precision,
+        ranges: Mapping[str, float] | None,
+        until: float,
+    ) -> None:
+        self._stages, self._common, self._precision = stages, common, precision
+        self._ranges, self._until = ranges, until
+        now = time.monotonic()
+        self._stop = now + min(SECONDS, SHARE * (until - now))
+        self._graph = common.fast.folder / GRAPH
+
+    def mixture(self, aim: float) -> Mixture:
+        def make(folder: Path) -> None:
+            with self._stages.progress.stage("measure sensitivity", f"of {self._precision.value}, part by part"):
+                parts = self._parts(aim)
+                kept = least_kept(self._meter, parts, self._lost, aim=aim, until=self._until)
+            found = Mixture(kept=kept, of=len(self._meter.nodes))
+            if time.monotonic() > self._stop:
+                raise _Late(found)
+            (folder / REPORT).write_bytes(to_json(found))
+
+        key = {
+            "graph": graph_digests(self._common.fast),
+            "reference": self._common.original.files,
+            "precision": self._precision.value,
+            "ranges": self._ranges,
+            "scope": self._stages.options.scope,
+            "batch": self._common.usual_batch,
+            "aim": aim,
+            **self._stages.part("versions"),
+        }
+        try:
+            entry = self._stages.run("mixture", key, make, of=f"{self._precision.value} at {aim:.3g}")
+        except _Late as fault:
+            return fault.found
+        return from_json(entry.read(REPORT), Mixture, what="a mixture")
+
+    @cached_property
+    def _meter(self) -> Meter:
+        scope = self._stages.options.scope
+        return Meter(self._graph, self._precision, self._common.reference, ranges=self._ranges, scope=scope)
+
+    def _parts(self, aim: float) -> tuple[Part, ...]:
+        return sensitivities(self._meter, enough=aim, until=self._stop, progress=self._stages.progress)
+
+    @cached_property
+    def _lost(self) -> dict[str, float]:
+        """What it costs to hold each node in the higher precision, by name: estimated, in ms at the usual batch."""
+        fast, slow = (
+            node_costs(self._graph, batch=self._common.usual_batch, tf32=True, kind=kind)
+            for kind in KINDS[self._precision]
+        )
+        return {name: slow[name] - fast[name] for name in fast}
+
+    def close(self) -> None:
+        if "_meter" in self.__dict__:
+            self._meter.close()
 
 
 def _bound(plain: Candidate, gates: dict[str, float]) -> float:
@@ -79,64 +164,3 @@ def _bound(plain: Candidate, gates: dict[str, float]) -> float:
     if plain.rel_l2 is not None and plain.rel_l2 <= tightest:
         return plain.rel_l2 / 2
     return tightest
-
-
-def reference_of(common: Common) -> Reference:
-    """The original's rows."""
-    model, letter = common.model, batch_letter(common.model.inputs)
-    return Reference.read(
-        lambda name: common.original.read(f"reference/{name}"),
-        inputs=model.inputs,
-        outputs=model.export.outputs,
-        sizes={name: r.opt for name, r in common.ranges.items() if name != letter},
-    )
-
-
-def lost_ms(stages: Stages, common: Common, precision: Precision) -> dict[str, float]:
-    """What it costs to hold each node in the higher precision, by name: estimated, in ms at the usual batch."""
-    graph, batch = common.fast.folder / GRAPH, usual_batch(common)
-    kinds = {"fp8": ("FLOAT8E4M3FN", "FLOAT16"), "int8": ("INT8", "FLOAT16"), "bf16": ("BFLOAT16", "FLOAT")}
-    low, full = kinds.get(precision.value, ("FLOAT16", "FLOAT"))
-    fast, slow = (node_costs(graph, batch=batch, tf32=True, kind=kind) for kind in (low, full))
-    return {name: slow[name] - fast[name] for name in fast}
-
-
-def usual_batch(common: Common) -> int:
-    letter = batch_letter(common.model.inputs)
-    return common.ranges[letter].opt if letter is not None else int(common.model.inputs[0].shape[0] or 1)
-
-
-def least_kept(
-    meter: Meter, parts: Sequence[Part], lost: Mapping[str, float], *, aim: float, until: float = math.inf
-) -> tuple[str, ...]:
-    """Nodes that, held back, bring the measured error down to `aim`, at the least cost.
-
-    Those that overflow alone, then those with the most error a millisecond, until the error that is predicted, and then
-    measured, is small enough; in the end every part that is not needed after all goes back, the dearest first, while
-    there is time.
-    """
-
-    def price(part: Part) -> float:
-        return sum(lost.get(name, 0.0) for name in part.nodes) + 1e-9
-
-    kept = [part for part in parts if part.error == math.inf]
-    rest = sorted((p for p in parts if p.error < math.inf), key=lambda p: p.error**2 / price(p))
-
-    def predicted() -> float:
-        return math.sqrt(sum(part.error**2 for part in rest))
-
-    def measured(kept: Sequence[Part]) -> float:
-        held = {name for part in kept for name in part.nodes}
-        return meter.error({name for name in meter.nodes if name not in held})
-
-    while rest and predicted() > aim:
-        kept.append(rest.pop())
-    while rest and measured(kept) > aim:
-        count = max(1, len(kept) // 4)
-        kept += [rest.pop() for _ in range(min(count, len(rest)))]
-    for part in sorted(kept, key=price, reverse=True):
-        without = [one for one in kept if one is not part]
-        if part.error < math.inf and time.monotonic() < until and measured(without) <= aim:
-            kept = without
-    held = {name for part in kept for name in part.nodes}
-    return tuple(name for name in meter.nodes if name in held)

@@ -14,7 +14,7 @@ from trtship.deployment.search.attempt import Attempt, attempt
 from trtship.deployment.search.choose import TIMED, UNTIMED, choose_timed, choose_untimed, latency_at, why_not
 from trtship.deployment.search.estimate import estimated_ms
 from trtship.deployment.search.gates import gates_of
-from trtship.deployment.search.mixed import search_mixed, usual_batch
+from trtship.deployment.search.mixed import search_mixed
 from trtship.deployment.search.order import TRIED, risk
 from trtship.deployment.search.slower import with_reasons
 from trtship.deployment.search.timing import EAGER, time_all, with_times
@@ -81,7 +81,7 @@ class _Search:
         passed = [a for a in self.attempts if a.candidate.outcome == "passed"]
         if not passed:
             raise _nothing_passed(self.attempts, self.skipped)
-        batch = usual_batch(self.common)
+        batch = self.common.usual_batch
         gpus, rule, winner = list_gpus(), "", None
         eager: tuple[Latency, ...] = ()
         estimates = self._estimates(passed)
@@ -164,7 +164,7 @@ class _Search:
         return "the time budget was used up; the same command goes on from here"
 
     def _estimates(self, passed: list[Attempt]) -> dict[str, float]:
-        batch = usual_batch(self.common)
+        batch = self.common.usual_batch
         return {
             a.candidate.name: estimated_ms(a.made.typed.folder / GRAPH, batch=batch, tf32=a.way.precision.tf32)
             for a in passed

@@ -12,8 +12,6 @@ import tempfile
 import time
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import msgspec
 import numpy as np
@@ -41,7 +39,7 @@ class Part(msgspec.Struct, frozen=True):
 
 
 class Meter:
-    """Runs the switched graph on the reference's rows. A context manager."""
+    """Runs the switched graph on the reference's rows."""
 
     def __init__(
         self,
@@ -74,12 +72,7 @@ class Meter:
         largest = worst([measure(array, found[name], output=name, sizes={}) for name, array in self._expected.items()])
         return math.inf if largest is None else largest
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
         self._session.close()
 
 

@@ -19,7 +19,6 @@ from trtship.bench.report import Row
 from trtship.bundle.candidates import Latency
 from trtship.deployment.making import Common, Made
 from trtship.deployment.search.attempt import Attempt
-from trtship.deployment.search.mixed import reference_of
 from trtship.deployment.stages import GRAPH, PLAN, REPORT, Stages
 from trtship.sources import LoadedModel
 from trtship.spec import Precision, Record, batch_range, from_json, to_json
@@ -73,7 +72,7 @@ def time_all(stages: Stages, common: Common, attempts: Sequence[Attempt]) -> Tim
 
 
 def _race(stages: Stages, common: Common, made: dict[str, Made], batches: Sequence[int]) -> Times:
-    reference = reference_of(common)
+    reference = common.reference
     has_module = isinstance(stages.model, LoadedModel)
     with tempfile.TemporaryDirectory(prefix="trtship-race-") as name:
         folder = Path(name)
