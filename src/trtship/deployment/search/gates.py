@@ -38,6 +38,8 @@ def measured(candidate: Candidate, verdicts: tuple[Verdict, ...]) -> Candidate:
 
 
 def judged(candidate: Candidate) -> Candidate:
-    """`candidate` as passed or failed by its verdicts, with the reason."""
-    reasons = [f"{v.subject}, {v.gate}: {v.reason}" for v in candidate.verdicts if v.state == "failed"]
-    return msgspec.structs.replace(candidate, outcome="failed" if reasons else "passed", reason="; ".join(reasons))
+    """`candidate` as passed or failed by its verdicts, with the first reason; the verdicts have them all."""
+    failed = [v for v in candidate.verdicts if v.state == "failed"]
+    more = f"; and {len(failed) - 1} more" if len(failed) > 1 else ""
+    reason = f"{failed[0].subject}, {failed[0].gate}: {failed[0].reason}{more}" if failed else ""
+    return msgspec.structs.replace(candidate, outcome="failed" if failed else "passed", reason=reason)
