@@ -10,11 +10,13 @@ import onnx_ir as ir
 
 from trtship.bundle import Bundle
 from trtship.bundle.debug_cases import cases_of
+from trtship.bundle.subjects import Checks, Subject
 from trtship.passes.emulate import Emulate
+from trtship.progress import SILENT
 from trtship.session.base import Session
 from trtship.session.onnxruntime import OnnxRuntimeSession
 from trtship.spec import Precision, batch_range
-from trtship.verify import Reference, Verdict, attack, compare
+from trtship.verify import Verdict
 from trtship.verify.locate import Located, Search
 from trtship.verify.locate_graph import copy_of, typed
 from trtship.verify.locate_runs import GraphRuns
@@ -29,14 +31,6 @@ class Judged:
         self.bundle = Bundle.open(folder)
         self.precision: Precision = self.bundle.manifest.precision
 
-    @property
-    def subject(self) -> str:
-        return f"graph {self.precision.value}"
-
-    @cached_property
-    def reference(self) -> Reference:
-        return self.bundle.reference()
-
     @cached_property
     def original(self) -> ir.Model:
         """The fp32 graph."""
@@ -46,15 +40,19 @@ class Judged:
         """The graph that the plan is built from, to be edited."""
         return typed(self.bundle.path(self.bundle.manifest.precision_graph))
 
-    def verdicts(self, opens: Opens) -> list[Verdict]:
-        """Every check, but the evaluation, of what `opens` opens."""
+    def verdicts(self, opens: Opens, *, is_plan: bool = False) -> tuple[Verdict, ...]:
+        """What `trtship verify` says of what `opens` opens, in the place of the bundle's graph, or of its plan."""
         m = self.bundle.manifest
-        bound = m.bounds[self.subject]
-        batches = batch_range(m.inputs, m.ranges).sizes_to_check
-        with opens() as session:
-            found = [compare(session, self.reference, subject=self.subject, batches=batches, bound=bound)]
-            found += attack(opens, self.reference, subject=self.subject, ranges=m.ranges, bound=bound, session=session)
-        return found
+        limits = batch_range(m.inputs, m.ranges)
+        subject = Subject(
+            "plan" if is_plan else f"graph {self.precision.value}",
+            opens,
+            limits.sizes_to_check,
+            tuple(sorted({limits.min, limits.opt, limits.max})),
+            is_plan,
+        )
+        checks = Checks(bundle=self.bundle, gates=m.gates, fp64=False, originals=None, pictures=None, progress=SILENT)
+        return checks.of(subject)
 
     def locate(self, model: ir.Model) -> Located | None:
         """What the search finds on the first inputs on which the graph is wrong."""
@@ -69,5 +67,5 @@ def opener(model: ir.Model) -> Opens:
     return lambda: OnnxRuntimeSession(data)
 
 
-def failed(verdicts: list[Verdict]) -> set[str]:
+def failed(verdicts: tuple[Verdict, ...]) -> set[str]:
     return {verdict.gate for verdict in verdicts if verdict.state == "failed"}

@@ -26,7 +26,7 @@ class Wrapped(Session):
 
 
 class StateLeaks(Wrapped):
-    """A tenth of the first row that the run before gave is added to every row."""
+    """A tenth of the mean row that the run before gave is added to every row."""
 
     def __init__(self, inner: Session) -> None:
         super().__init__(inner)
@@ -35,7 +35,7 @@ class StateLeaks(Wrapped):
     def _run(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
         found = self._inner.infer(feeds)
         for name, array in found.items():
-            clean = array[0].copy()
+            clean = array.mean(axis=0)
             array += np.float32(0.1) * self._last.get(name, np.zeros_like(clean))
             self._last[name] = clean
         return found
