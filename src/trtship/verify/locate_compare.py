@@ -29,15 +29,20 @@ class Deviation(Record, frozen=True):
 
 
 def errors(reference: Any, actual: Any) -> tuple[float, float] | None:
-    """The worst row's and the worst line's relative L2; None where `actual` is not finite and `reference` is. An
-    infinity that both have in the same place, as masks do, counts as equal."""
+    """The worst row's and the worst line's relative L2; None where `actual` is not finite and `reference` is.
+
+    An infinity that both have in the same place, as masks do, counts as equal; of an element that is NaN in the
+    reference nothing can be said, and it is left out.
+    """
     r, a = (np.asarray(one).astype(np.float64) for one in (reference, actual))
     if r.shape != a.shape:
         return HUGE, HUGE
-    both = (r == a) & ~np.isfinite(r)
-    r, a = np.where(both, 0, r), np.where(both, 0, a)
+    left_out = np.isnan(r) | (np.isinf(r) & (r == a))
+    r, a = np.where(left_out, 0, r), np.where(left_out, 0, a)
     if not np.isfinite(a).all():
         return None
+    if not np.isfinite(r).all():
+        return HUGE, HUGE
     rows = r.shape[0] if r.ndim else 1
     line = r.shape[-1] if r.ndim else 1
     return _worst(r.reshape(rows, -1), a.reshape(rows, -1)), _worst(r.reshape(-1, line), a.reshape(-1, line))
