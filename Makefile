@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 DEMO := demo
 PICTURE := examples/digits/pictures/7/3750.png
 
-.PHONY: demo test lint types rooms unit clean
+.PHONY: demo test lint types rooms unit browser clean
 .DELETE_ON_ERROR:
 
 $(VENV)/.ready-demo: pyproject.toml constraints.txt
@@ -41,8 +41,18 @@ types: $(VENV)/.ready-test
 rooms: $(VENV)/.ready-test
 	$(BIN)/lint-imports
 
-unit: $(VENV)/.ready-test
+unit: $(VENV)/.ready-test browser
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q
+
+# what the tests of the report need beside Python: a browser, and Java for the checker of HTML
+browser: $(VENV)/.ready-test
+	@if command -v java >/dev/null && $(BIN)/python tests/report/browsers.py >/dev/null; then exit 0; fi; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium default-jre-headless fonts-dejavu-core; \
+	fi; \
+	$(BIN)/python tests/report/browsers.py || $(BIN)/playwright install chromium; \
+	command -v java && $(BIN)/python tests/report/browsers.py || \
+	  { echo "install Chromium and a Java runtime: the tests of the report need them"; exit 1; }
 
 clean:
 	rm -rf $(VENV) $(DEMO) build *.egg-info src/*.egg-info

@@ -187,7 +187,7 @@ def test_a_cache_that_cannot_be_written_is_explained(tmp_path: Path, blocked: st
 
 # ---- deploys ----
 
-STAGES = ["export", "original", "simplify", "optimize", "precision", "build", "verify"]
+STAGES = ["export", "original", "simplify", "optimize", "precision", "build", "verify", "error by layer"]
 
 
 @pytest.fixture
@@ -243,8 +243,18 @@ def test_each_option_runs_again_what_depends_on_it_and_nothing_else(deploys: Dep
     deploys()
     for options, ran, stage, said in [
         ({"batch": "1:3:4"}, ["build", "verify"], "build", "ranges.B: 1:2:4 -> 1:3:4"),
-        ({"precision": "bf16"}, ["precision", "build", "verify"], "precision", "precision: fp16 -> bf16"),
-        ({"io_dtype": "float16"}, ["precision", "build", "verify"], "precision", "io_dtype: float32 -> float16"),
+        (
+            {"precision": "bf16"},
+            ["precision", "build", "verify", "error by layer"],
+            "precision",
+            "precision: fp16 -> bf16",
+        ),
+        (
+            {"io_dtype": "float16"},
+            ["precision", "build", "verify", "error by layer"],
+            "precision",
+            "io_dtype: float32 -> float16",
+        ),
         ({"targets": ["8.9"]}, ["build", "verify"], "build", 'targets: [] -> ["8.9"]'),
         ({"passes": "patch-embedding"}, ["optimize", "verify"], "optimize", ' -> ["patch-embedding"]'),
         ({"max_drop": 1.0}, ["verify"], "verify", "max_drop: 0.5 -> 1.0"),
@@ -318,7 +328,7 @@ def test_a_library_of_another_version_runs_what_it_takes_part_in(
     honest = deploy_options.versions()
     monkeypatch.setattr(deploy_options, "versions", lambda: {**honest, "onnxsim": "99.0"})
     deploys()
-    assert deploys.ran == ["export", "original", "simplify", "optimize", "precision", "verify"]
+    assert deploys.ran == ["export", "original", "simplify", "optimize", "precision", "verify", "error by layer"]
     assert deploys.changed("simplify") == f"versions.onnxsim: {honest['onnxsim']} -> 99.0"
     assert deploys.result.changed == (f"versions.onnxsim: {honest['onnxsim']} -> 99.0",)
 

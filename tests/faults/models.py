@@ -101,9 +101,9 @@ PASSES: dict[str, Sequence[str]] = {
 """Of the digits Swin, exported anew at opset 17 and not simplified."""
 
 
-def export_digits(path: Path) -> Path:
+def export_digits(path: Path, *, opset: int = 17) -> Path:
     options = SourceOptions(source=f"{DIGITS}/model.py:digits_swin", checkpoint=str(DIGITS / "digits.safetensors"))
-    export_source(options, path, ranges={}, opset=17, exporter="torchscript")
+    export_source(options, path, ranges={}, opset=opset, exporter="torchscript")
     return path
 
 

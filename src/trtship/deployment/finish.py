@@ -9,7 +9,7 @@ from trtship.deployment.stages import REPORT, Stages
 from trtship.report import StageTime, write_report
 from trtship.report.evidence import ERRORS, STAGES
 from trtship.spec import batch_range, from_json, to_json
-from trtship.verify.error_by_layer import ErrorsByLayer, errors_by_layer
+from trtship.verify.error_by_layer import ErrorsByLayer, errors_by_layer, rows_to_run
 
 
 class _NotRead(Exception):
@@ -31,12 +31,12 @@ def finish(stages: Stages, bundle: Bundle) -> None:
 
 def _by_layer(stages: Stages, bundle: Bundle) -> ErrorsByLayer:
     m = bundle.manifest
-    batch = batch_range(m.inputs, m.ranges)
+    rows = rows_to_run(batch_range(m.inputs, m.ranges))
 
     def make(folder: Path) -> None:
         graph, low = bundle.path(m.graph), bundle.path(m.precision_graph)
         with stages.progress.stage("compare layer by layer", f"{m.precision.value} with fp32, through onnxruntime"):
-            found = errors_by_layer(graph, low, bundle.reference(), batch=batch, progress=stages.progress)
+            found = errors_by_layer(graph, low, bundle.reference(), rows=rows, progress=stages.progress)
         if found.reason:
             raise _NotRead(found)
         (folder / REPORT).write_bytes(to_json(found))
@@ -44,7 +44,7 @@ def _by_layer(stages: Stages, bundle: Bundle) -> ErrorsByLayer:
     own = (m.graph, m.precision_graph, "reference/")
     key = {
         "files": {name: digest for name, digest in m.files.items() if name.startswith(own)},
-        "batch": str(batch),
+        "rows": rows,
         **stages.part("versions"),
     }
     try:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trtship.graphs.noisy import DRAW, add_noise, noise_sizes
+from trtship.graphs.noisy import DRAW, Sizes, add_noise, noise_sizes
 from trtship.graphs.rounding import QUANTILE, rounding_bound
 from trtship.graphs.storage import load_graph, save_graph
 from trtship.measure import HUGE
@@ -27,7 +27,7 @@ AMPLIFIED = 64.0
 
 
 @contextmanager
-def open_noisy(model: onnx_ir.Model, sizes: Mapping[onnx_ir.Node, float]) -> Iterator[OnnxRuntimeSession]:
+def open_noisy(model: onnx_ir.Model, sizes: Mapping[onnx_ir.Node, Sizes]) -> Iterator[OnnxRuntimeSession]:
     """`model`, whose tensors are all float32, running with noise (`trtship.graphs.noisy`). Edits it."""
     add_noise(model, sizes)
     with tempfile.TemporaryDirectory() as folder:
@@ -62,7 +62,7 @@ def fp32_gain(graph: Path, feeds: Mapping[str, Any]) -> float:
     path, which the bound of `trtship.graphs.rounding` takes for 1. Raises GraphError."""
     model = load_graph(graph)
     path = rounding_bound(model, Precision.FP32).bound / QUANTILE
-    sizes = {node: AMPLIFIED * size for node, size in noise_sizes(model, Precision.FP32).items()}
+    sizes = noise_sizes(model, Precision.FP32, amplified=AMPLIFIED)
     with open_noisy(model, sizes) as session:
         noise = np.nanmax(spread(session, feeds)) / AMPLIFIED
     return float(noise / path) if path else 0.0

@@ -16,10 +16,12 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 
+from trtship.graphs.operators import PRODUCTS
 from trtship.graphs.rounding import DEVIATION
-from trtship.graphs.roundings import roundings_of
+from trtship.graphs.roundings import FULL, roundings_of
 from trtship.spec import Precision
 
 if TYPE_CHECKING:
@@ -35,40 +37,66 @@ NEGLIGIBLE = 1 / 64
 """Of the largest error: left out, since even thousands such would not add up to it (they add in squares)."""
 
 
-def noise_sizes(model: onnx_ir.Model, precision: Precision) -> dict[onnx_ir.Node, float]:
-    """For each node of the strongly typed graph, the relative size of its error at `precision`: one deviation of all
-    its roundings (`trtship.graphs.roundings`). Infers the graph's types in place."""
+class Sizes(msgspec.Struct, frozen=True):
+    """Relative size of a node's error, one deviation: of its `result`, and of the `operand` that a product reads.
+
+    What happens to a term of an inner product belongs to the operand: that the weight was rounded, that TF32 rounds
+    both, that partial sums are rounded. Where large terms cancel, it is large against the result.
+    """
+
+    result: float
+    operand: float = 0.0
+
+
+def noise_sizes(model: onnx_ir.Model, precision: Precision, *, amplified: float = 1.0) -> dict[onnx_ir.Node, Sizes]:
+    """For each node of the strongly typed graph, `amplified` times the error that it makes at `precision`, from all its
+    roundings (`trtship.graphs.roundings`). Infers the graph's types in place."""
     from onnx_ir.passes.common import ShapeInferencePass
 
     ShapeInferencePass()(model)
-    return {node: DEVIATION * math.sqrt(roundings_of(node, precision).variance) for node in model.graph}
+    return {node: _sizes_of(node, precision, DEVIATION * amplified) for node in model.graph}
 
 
-def add_noise(model: onnx_ir.Model, sizes: Mapping[onnx_ir.Node, float]) -> int:
-    """Give every float32 tensor that is computed from an input's elements an error of its node's size, and the graph
-    the input `DRAW`, a float32 scalar in [1, 2). Edits `model`; returns how many nodes became noisy."""
-    import onnx_ir as ir
+def _sizes_of(node: onnx_ir.Node, precision: Precision, unit: float) -> Sizes:
+    variance = roundings_of(node, precision).variance
+    if node.op_type not in PRODUCTS or not variance:
+        return Sizes(unit * math.sqrt(variance))
+    kinds = {value.dtype.name for value in node.outputs if value.dtype is not None}
+    last = FULL if kinds == {"FLOAT"} else precision.unit_roundoff
+    return Sizes(unit * last, unit * math.sqrt(max(variance - last * last, 0.0)))
 
-    largest = max(sizes.values(), default=0.0)
-    noisy = [node for node in _computed_from_data(model) if sizes.get(node, 0.0) > NEGLIGIBLE * largest]
+
+def add_noise(model: onnx_ir.Model, sizes: Mapping[onnx_ir.Node, Sizes]) -> int:
+    """Give the float32 tensors that are computed from an input's elements errors of these sizes, and the graph the
+    input `DRAW`, a float32 scalar in [1, 2). Edits `model`; returns how many nodes became noisy."""
+    least = NEGLIGIBLE * max((max(s.result, s.operand) for s in sizes.values()), default=0.0)
     scalars = _Scalars(model.graph)
-    for node in noisy:
-        for value in list(node.outputs):
-            if value.dtype == ir.DataType.FLOAT:
-                _disturb(model.graph, node, value, scalars, sizes[node])
-    return len(noisy)
+    noisy = 0
+    for node, slot in _working_on_data(model):
+        found = sizes.get(node, Sizes(0.0))
+        if found.operand > least:
+            _disturb_operand(model.graph, node, slot, scalars, found.operand)
+        if found.result > least:
+            for value in filter(_is_float, list(node.outputs)):
+                _disturb_result(model.graph, node, value, scalars, found.result)
+        noisy += max(found.operand, found.result) > least
+    return noisy
 
 
-def _computed_from_data(model: onnx_ir.Model) -> list[onnx_ir.Node]:
-    """The nodes that work on the elements of an input, and not on its shape."""
+def _working_on_data(model: onnx_ir.Model) -> list[tuple[onnx_ir.Node, int]]:
+    """The nodes that work on the elements of an input, and not on its shape, and which of their inputs does."""
     data = {value for value in model.graph.inputs if value.name not in model.graph.initializers}
     found = []
     for node in model.graph:
-        if node.op_type in ("Shape", "Size") or not any(value in data for value in node.inputs):
-            continue
-        data.update(node.outputs)
-        found.append(node)
+        slots = [slot for slot, value in enumerate(node.inputs) if value in data]
+        if slots and node.op_type not in ("Shape", "Size"):
+            data.update(node.outputs)
+            found.append((node, slots[0]))
     return found
+
+
+def _is_float(value: onnx_ir.Value) -> bool:
+    return value.dtype is not None and value.dtype.name == "FLOAT"
 
 
 class _Scalars:
@@ -97,7 +125,32 @@ class _Scalars:
         return value
 
 
-def _disturb(graph: onnx_ir.Graph, node: onnx_ir.Node, value: onnx_ir.Value, scalars: _Scalars, size: float) -> None:
+def _disturb_result(
+    graph: onnx_ir.Graph, node: onnx_ir.Node, value: onnx_ir.Value, scalars: _Scalars, size: float
+) -> None:
+    """All who read `value`, which `node` makes, read it with an error."""
+    import onnx_ir as ir
+
+    disturbed = ir.Value(name=f"{value.name}/noisy", shape=value.shape, type=value.type)
+    value.replace_all_uses_with(disturbed, replace_graph_outputs=True)
+    if disturbed.is_graph_output():
+        value.name, disturbed.name = f"{value.name}/exact", value.name
+    graph.insert_after(node, _erring(value, disturbed, scalars, size))
+
+
+def _disturb_operand(graph: onnx_ir.Graph, node: onnx_ir.Node, slot: int, scalars: _Scalars, size: float) -> None:
+    """`node` alone reads its input with an error."""
+    import onnx_ir as ir
+
+    value = node.inputs[slot]
+    assert value is not None
+    disturbed = ir.Value(name=f"{value.name}/noisy/{node.outputs[0].name}", shape=value.shape, type=value.type)
+    graph.insert_before(node, _erring(value, disturbed, scalars, size))
+    node.replace_input_with(slot, disturbed)
+
+
+def _erring(value: onnx_ir.Value, disturbed: onnx_ir.Value, scalars: _Scalars, size: float) -> list[onnx_ir.Node]:
+    """The nodes that make `disturbed` of `value`."""
     import onnx_ir as ir
 
     def made(op: str, *inputs: onnx_ir.Value) -> onnx_ir.Value:
@@ -105,10 +158,6 @@ def _disturb(graph: onnx_ir.Graph, node: onnx_ir.Node, value: onnx_ir.Value, sca
         return nodes[-1].outputs[0]
 
     nodes: list[onnx_ir.Node] = []
-    disturbed = ir.Value(name=f"{value.name}/noisy", shape=value.shape, type=value.type)
-    value.replace_all_uses_with(disturbed, replace_graph_outputs=True)
-    if disturbed.is_graph_output():
-        value.name, disturbed.name = f"{value.name}/exact", value.name
     plain = made("Clip", value, scalars.low, scalars.high)
     scaled = made("Mul", plain, scalars.draw)
     split = made("Mul", plain, scalars.split)
@@ -116,4 +165,4 @@ def _disturb(graph: onnx_ir.Graph, node: onnx_ir.Node, value: onnx_ir.Value, sca
     strength = made("Mul", scalars.inverse, scalars.constant(size / (DEVIATION * SPLIT_ROUNDOFF)))
     error = made("Mul", made("Sub", high, scaled), strength)
     nodes.append(ir.Node("", "Add", [value, error], outputs=[disturbed]))
-    graph.insert_after(node, nodes)
+    return nodes

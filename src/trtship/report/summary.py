@@ -6,7 +6,7 @@ from markupsafe import Markup, escape
 
 from trtship.bundle.candidates import Latency
 from trtship.report.evidence import Evidence
-from trtship.report.words import count, ms, size
+from trtship.report.words import count, ms, points, size
 from trtship.verify import Verdict
 
 
@@ -27,7 +27,9 @@ def accuracy(evidence: Evidence) -> list[Markup]:
 def _accuracy(verdict: Verdict) -> Markup | None:
     if (e := verdict.evaluation) is not None:
         text = f"top-1 {e.top1:.2f} %, the original {e.top1_original:.2f} %, on {e.pictures} pictures"
-        return Markup("{}").format(text)
+        if e.drop_low is None or e.drop_high is None:
+            return escape(text)
+        return escape(f"{text}; the drop lies in {points(e.drop_low)} to {points(e.drop_high)} points (95 %)")
     if verdict.gate != "rel_l2" or verdict.bound is None:
         return None
     return Markup("relative L2 {}, bound {}").format(size(verdict.worst), size(verdict.bound.value))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import msgspec
 
 from trtship.report.evidence import Evidence
-from trtship.report.words import GATES, gate_name, points, several, size
+from trtship.report.words import GATES, figure, gate_name, several
 from trtship.spec import Precision
 from trtship.verify import Verdict
 
@@ -71,13 +71,12 @@ def checks_by_subject(verdicts: Sequence[Verdict]) -> dict[str, list[Check]]:
 
 
 def _check(verdict: Verdict) -> Check:
-    figure = points if verdict.gate == "top1_drop" else size
     measured = verdict.state != "not run" and (verdict.worst is not None or verdict.measures)
     return Check(
         gate=gate_name(verdict.gate),
         state=verdict.state,
-        worst=figure(verdict.worst) if measured else "",
-        bound="" if verdict.bound is None else figure(verdict.bound.value),
+        worst=figure(verdict.gate, verdict.worst) if measured else "",
+        bound="" if verdict.bound is None else figure(verdict.gate, verdict.bound.value),
         detail=_detail(verdict),
     )
 
@@ -111,7 +110,7 @@ def bounds_of(verdicts: Sequence[Verdict]) -> list[tuple[str, str, str]]:
     found: dict[tuple[str, str, str], list[str]] = {}
     for v in verdicts:
         if v.bound is not None:
-            value = points(v.bound.value) if v.gate == "top1_drop" else size(v.bound.value)
+            value = figure(v.gate, v.bound.value)
             found.setdefault((v.subject, value, v.bound.source), []).append(gate_name(v.gate))
     return [(f"{subject}, {', '.join(gates)}", value, source) for (subject, value, source), gates in found.items()]
 

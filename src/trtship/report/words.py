@@ -40,6 +40,13 @@ def points(value: float | None) -> str:
     return "" if value is None else f"{value + 0.0:.2f}".replace("-", "−")
 
 
+def figure(gate: str, value: float | None) -> Markup | str:
+    """What a gate holds against its bound, as such figures are written."""
+    if gate == "cosine" and value is not None:
+        return f"{value:.6f}"
+    return points(value) if gate == "top1_drop" else size(value)
+
+
 def count(value: float) -> str:
     """Thousands apart: `18 003`."""
     return f"{value:,.0f}".replace(",", THIN)

@@ -64,14 +64,18 @@ class ErrorsByLayer(Record, frozen=True):
     reason: str = ""
 
 
-def errors_by_layer(
-    graph: Path, low: Path, reference: Reference, *, batch: ShapeRange, progress: Progress = SILENT
-) -> ErrorsByLayer:
-    """Compare the fp32 `graph` with its twin `low`, as `to_precision` made it, on the reference's first rows.
+def rows_to_run(batch: ShapeRange) -> int:
+    """A few, of those that the graphs take."""
+    return min(max(ROWS, batch.min), batch.max)
 
-    `batch` are the batches that the graphs take. What cannot be run is the record's `reason`, not an error.
+
+def errors_by_layer(
+    graph: Path, low: Path, reference: Reference, *, rows: int, progress: Progress = SILENT
+) -> ErrorsByLayer:
+    """Compare the fp32 `graph` with its twin `low`, as `to_precision` made it, on the first `rows` of the reference.
+
+    What cannot be run is the record's `reason`, not an error.
     """
-    rows = min(max(ROWS, batch.min), batch.max)
     feeds, _ = reference.at(rows)
     try:
         with tempfile.TemporaryDirectory(prefix="trtship-layers-") as name:

@@ -12,7 +12,7 @@ import numpy as np
 
 from trtship.graphs import load_graph
 from trtship.graphs.noise import AMPLIFIED, open_noisy, spread
-from trtship.graphs.noisy import noise_sizes
+from trtship.graphs.noisy import Sizes, noise_sizes
 from trtship.passes.emulate import Emulate
 from trtship.session.onnxruntime import OnnxRuntimeSession
 from trtship.spec import Precision
@@ -59,7 +59,7 @@ def measured_noise(
     """
     amplified = AMPLIFIED if precision is Precision.FP32 else 1.0
     model = load_graph(graph)
-    sizes = {node: amplified * size for node, size in noise_sizes(model, precision).items()}
+    sizes = noise_sizes(model, precision, amplified=amplified)
     if losses:
         sizes |= _with_losses(model, sizes, losses)
     with open_noisy(_InFull()(model).model, sizes) as session:
@@ -72,8 +72,8 @@ def measured_noise(
 
 
 def _with_losses(
-    model: onnx_ir.Model, sizes: Mapping[onnx_ir.Node, float], losses: Mapping[str, float]
-) -> dict[onnx_ir.Node, float]:
+    model: onnx_ir.Model, sizes: Mapping[onnx_ir.Node, Sizes], losses: Mapping[str, float]
+) -> dict[onnx_ir.Node, Sizes]:
     """The errors of the tensors in `losses`. Where Q/DQ made one, nothing is quantized any more: saturation, if
     there is any, is no noise."""
     import onnx_ir as ir
@@ -81,7 +81,7 @@ def _with_losses(
     found = {}
     for node in list(model.graph):
         name, stored = node.outputs[0].name or "", node.inputs[0] if node.inputs else None
-        size = math.hypot(sizes.get(node, 0.0), losses.get(name, 0.0))
+        size = sizes[node]
         quantize = stored.producer() if node.op_type == "DequantizeLinear" and stored is not None else None
         if quantize is not None and quantize.op_type == "QuantizeLinear":
             plain = ir.Node("", "Identity", [quantize.inputs[0]])
@@ -91,7 +91,7 @@ def _with_losses(
             model.graph.insert_after(node, plain)
             node = plain
         if name in losses:
-            found[node] = size
+            found[node] = Sizes(math.hypot(size.result, losses[name]), size.operand)
     return found
 
 
