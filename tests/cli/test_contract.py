@@ -90,13 +90,14 @@ def test_an_unknown_flag_is_an_error_as_json_too(work: Workplace, verb: str) -> 
 def test_deploy_tells_its_result_as_json_and_its_progress_on_stderr(work: Workplace, deployed: Path) -> None:
     done = work.run("deploy", "model.py:small", *QUICK, "-o", "again.trtship", "--json")
     assert done.code == 0, done.err
-    assert set(done.json) == {"bundle", "up_to_date", "changed", "stages", "verdicts", "seconds"}
+    assert set(done.json) == {"bundle", "up_to_date", "changed", "stages", "verdicts", "seconds", "choice"}
+    assert done.json["choice"] is None
     assert {frozenset(s) for s in done.json["stages"]} == {frozenset({"name", "cached", "seconds", "changed", "did"})}
     assert [s["name"] for s in done.json["stages"]] == [
         "export", "original", "simplify", "optimize", "precision", "build", "verify"
     ]  # fmt: skip
     assert set(done.json["verdicts"][0]) == {
-        "subject", "gate", "state", "reason", "runtime", "bound", "worst", "measures", "evaluation"
+        "subject", "gate", "state", "reason", "runtime", "bound", "worst", "measures", "evaluation", "note"
     }  # fmt: skip
     assert "load model.py:small" in done.err
     assert "error" not in done.err
@@ -119,7 +120,7 @@ def test_inspect_tells_its_result_as_json(work: Workplace, deployed: Path) -> No
     assert set(done.json["manifest"]) == {
         "schema", "seal", "name", "created", "versions", "machine", "source", "precision", "inputs", "outputs",
         "plan_inputs", "plan_outputs", "ranges", "preprocess", "labels", "graph", "precision_graph", "plan", "family",
-        "family_version", "reference_sizes", "bounds", "max_drop", "verdicts", "recipe", "files",
+        "family_version", "reference_sizes", "bounds", "max_drop", "verdicts", "recipe", "files", "profiles", "gates",
     }  # fmt: skip
 
 
@@ -146,7 +147,7 @@ def test_export_simplify_and_build_tell_their_results_as_json_whatever_the_model
     built = work.run("build", "b.onnx", "--batch", "2", "-o", "c.plan", "--json")
     assert built.code == 0, built.err
     assert set(built.json) == {"plan", "report"}
-    assert {"family", "version", "targets", "shapes", "seconds", "plan_mib"} <= set(built.json["report"])
+    assert {"family", "version", "targets", "profiles", "seconds", "plan_mib"} <= set(built.json["report"])
     assert {path.name for path in work.folder.iterdir()} >= {"a.onnx", "b.onnx", "c.plan", "c.plan.log"}
 
 
