@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import onnx
 from cli_workplace import Workplace
 from onnx import numpy_helper
 
-sys.path.append(str(Path(__file__).parents[1]))
 from deployed import edit_graph, reseal
 
 

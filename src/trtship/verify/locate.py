@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from trtship.errors import TrtshipError
 from trtship.passes.quantize_places import name_of
 from trtship.progress import SILENT, Progress
 from trtship.session.base import Array
@@ -22,7 +21,7 @@ from trtship.verify.locate_blame import blamed
 from trtship.verify.locate_compare import Deviation, State, errors, gains
 from trtship.verify.locate_graph import Lineage
 from trtship.verify.locate_noise import derived_floors, quantization_errors, rounded_to_bfloat16
-from trtship.verify.locate_runs import Suspect, run_part
+from trtship.verify.locate_runs import FAILURES, Suspect, run_part
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -165,7 +164,7 @@ class Search:
         self.runs += 1
         try:
             kept = self.suspect.keep(names, self.feeds)
-        except TrtshipError:
+        except FAILURES:
             state: State = "does not run"
         else:
             if kept.outputs is None or not self.is_right(kept.outputs):

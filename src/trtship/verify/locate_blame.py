@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trtship.errors import TrtshipError
 from trtship.session.base import Array
 from trtship.verify.locate_graph import Lineage
-from trtship.verify.locate_runs import Suspect
+from trtship.verify.locate_runs import FAILURES, Suspect
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -41,7 +40,7 @@ def _breaks(node: onnx_ir.Node, suspect: Suspect, feeds: Mapping[str, Array]) ->
     names = [value.name or "" for value in node.outputs if value.name]
     try:
         values = suspect.keep(names, feeds).values
-    except TrtshipError:
+    except FAILURES:
         return True
     return any(array.dtype.kind == "f" and not np.isfinite(array).all() for array in values.values())
 

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trtship.errors import BundleError, TrtshipError
+from trtship.errors import BundleError
 from trtship.graphs.roundings import FLOATS
 from trtship.spec import Precision, Record, from_json, to_json
 from trtship.verify.locate import Located, Search
 from trtship.verify.locate_compare import Deviation
 from trtship.verify.locate_graph import part, typed, written
-from trtship.verify.locate_runs import Suspect, run_part
+from trtship.verify.locate_runs import FAILURES, Suspect, run_part
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -99,7 +99,7 @@ def _parts(search: Search, target: str, reads: list[str]) -> tuple[onnx_ir.Model
         reference = part(search.reference, [*theirs.values(), *_inputs(search.reference)], [search.names[target]])
         suspect = part(search.suspect.model, reads, [target])
         values = _values(search, inner)
-    except (TrtshipError, ValueError):
+    except (*FAILURES, ValueError):
         return None
     feeds = {name: array for name, array in search.feeds.items() if name in reads}
     feeds.update(values)

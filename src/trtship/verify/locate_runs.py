@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 import msgspec
 
 from trtship.engine import plan_apart
+from trtship.errors import BuildError, GraphError
 from trtship.family import Family
 from trtship.passes.emulate import Emulate
 from trtship.progress import SILENT, Progress
@@ -22,6 +23,10 @@ from trtship.verify.locate_graph import copy_of, part, temporary, written
 
 if TYPE_CHECKING:
     import onnx_ir
+
+
+FAILURES = (GraphError, BuildError)
+"""What a suspect may raise that tells of itself, and not of the machine."""
 
 
 class Kept(msgspec.Struct, frozen=True):
@@ -43,7 +48,7 @@ class Suspect(ABC):
 
     @abstractmethod
     def keep(self, names: Sequence[str], feeds: Mapping[str, Array]) -> Kept:
-        """Run on `feeds` and return these tensors. Raises TrtshipError where it cannot run."""
+        """Run on `feeds` and return these tensors. Raises one of `FAILURES` where that cannot be, and MachineError."""
 
 
 class GraphRuns(Suspect):
