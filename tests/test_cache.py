@@ -235,7 +235,7 @@ def test_a_second_deploy_does_no_work_and_says_so(deploys: Deploys) -> None:
     assert (elsewhere.up_to_date, deploys.ran) == (False, [])
     assert [stage.cached for stage in elsewhere.stages] == [True] * len(STAGES)
     one, two = (Bundle.open(deploys.folder / name).manifest for name in "bc")
-    assert one.files == two.files
+    assert {n for n in one.files if one.files[n] != two.files.get(n)} == {"report.html"}  # it has the bundle's name
     assert one.verdicts == two.verdicts
 
 
@@ -307,15 +307,15 @@ def test_pictures_run_the_original_and_the_check_again_and_labels_what_they_name
     pictures = paint(deploys.folder / "p", {"red": [RED], "green": [GREEN], "blue": [BLUE]})
     deploys()
     deploys(eval_dir=pictures)
-    assert deploys.ran == ["original", "verify"]
+    assert deploys.ran == ["original", "verify", "error by layer"]
     assert deploys.changed("original").startswith("eval: none -> ")
     paint(deploys.folder / "more", {"red": [BLUE]})
     (deploys.folder / "more" / "red" / "0.png").rename(pictures / "red" / "1.png")
     deploys(eval_dir=pictures)
-    assert deploys.ran == ["original", "verify"]
+    assert deploys.ran == ["original", "verify", "error by layer"]
     (deploys.folder / "labels").write_text("blue\ngreen\nred\n")
     deploys(eval_dir=pictures, labels=deploys.folder / "labels", max_drop=100)
-    assert deploys.ran == ["original", "verify"]
+    assert deploys.ran == ["original", "verify", "error by layer"]
     deploys()
     deploys(labels=deploys.folder / "labels")
     assert deploys.ran == ["verify"]
@@ -341,7 +341,7 @@ def test_external_data_of_an_onnx_source_counts(tmp_path: Path, monkeypatch: pyt
         model = model_of("(float[batch, 4] x) => (float[batch, 3] y) { y = MatMul(x, w) }", w=weights * (run + 1))
         onnx.save(model, tmp_path / "m.onnx", save_as_external_data=True, location="w.bin", size_threshold=0)
         result = trtship.deploy(str(tmp_path / "m.onnx"), tmp_path / "b", precision="fp32", batch="1:2:4", force=True)
-        assert [stage.name for stage in result.stages if not stage.cached] == STAGES
+        assert [stage.name for stage in result.stages if not stage.cached] == STAGES[:-1]  # fp32 has no second graph
     assert [change for change in result.changed if "data w.bin" in change] == list(result.changed)
 
 

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,21 +29,24 @@ FORMAT = 4
 
 
 class EntryRecord(Record, frozen=True):
-    """`entry.json`: the inputs that the key is made of, and the SHA-256 of each file."""
+    """`entry.json`: the inputs that the key is made of, the SHA-256 of each file, and how long it took to make them."""
 
     stage: str
     inputs: dict[str, Any]
     files: dict[str, str]
+    seconds: float
 
 
 class Entry(msgspec.Struct, frozen=True):
-    """A stage's result. `changed` says what differs from the last run of the same stage for the same subject."""
+    """A stage's result, which took `seconds` to make when it was made. `changed` says what differs from the last run of
+    the same stage for the same subject."""
 
     folder: Path
     key: str
     hit: bool
     changed: tuple[str, ...]
     files: dict[str, str]
+    seconds: float
 
     def read(self, name: str) -> bytes:
         """A file's bytes, whose hash is checked as they are now. Raises OutputError where they were changed."""
@@ -77,7 +81,7 @@ class Cache:
                 self._fill(folder, name, inputs, make)
         self._remember(name, subject, inputs)
         entry = from_json((folder / "entry.json").read_bytes(), EntryRecord, what="a cache entry")
-        return Entry(folder, key, hit, changed, entry.files)
+        return Entry(folder, key, hit, changed, entry.files, entry.seconds)
 
     @contextmanager
     def turn(self, subject: str, *, waiting: Callable[[], None]) -> Iterator[None]:
@@ -117,10 +121,12 @@ class Cache:
         return False
 
     def _fill(self, folder: Path, name: str, inputs: Mapping[str, Any], make: Callable[[Path], None]) -> None:
+        begun = time.monotonic()
         with whole_folder(folder) as draft:
             make(draft)
+            seconds = round(time.monotonic() - begun, 2)
             files = {str(p.relative_to(draft)): sha256_of(p) for p in sorted(draft.rglob("*")) if p.is_file()}
-            entry = EntryRecord(stage=name, inputs=dict(inputs), files=files)
+            entry = EntryRecord(stage=name, inputs=dict(inputs), files=files, seconds=seconds)
             (draft / "entry.json").write_bytes(to_json(entry))
 
     def _last(self, name: str, subject: str) -> Path:

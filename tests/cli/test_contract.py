@@ -92,7 +92,9 @@ def test_deploy_tells_its_result_as_json_and_its_progress_on_stderr(work: Workpl
     assert done.code == 0, done.err
     assert set(done.json) == {"bundle", "up_to_date", "changed", "stages", "verdicts", "seconds", "choice"}
     assert done.json["choice"] is None
-    assert {frozenset(s) for s in done.json["stages"]} == {frozenset({"name", "cached", "seconds", "changed", "did"})}
+    assert {frozenset(s) for s in done.json["stages"]} == {
+        frozenset({"name", "cached", "seconds", "changed", "did", "made_in"})
+    }
     assert [s["name"] for s in done.json["stages"]] == [
         "export", "original", "simplify", "optimize", "precision", "build", "verify"
     ]  # fmt: skip

@@ -192,8 +192,7 @@ def test_verify_completes_a_bundle_that_was_made_without_a_gpu(swin_t: Deployed,
     kept = tuple(v for v in bundle.manifest.verdicts if v.subject != "plan")
     bundle.with_verdicts((*kept, not_run("plan", "rel_l2", "no NVIDIA GPU here")))
     trtship.verify_bundle(copy)
-    after: dict[str, Any] = {v.subject: v for v in Bundle.open(copy).manifest.verdicts}
-    assert after["plan"].state == "passed"
+    assert {v.state for v in Bundle.open(copy).manifest.verdicts if v.subject == "plan"} == {"passed"}
 
 
 LOADS = """

@@ -1,4 +1,4 @@
-"""The Chromium that the report's tests run, and the page as it draws it. As a command: where it is, else exit code 1."""
+"""The Chromium that the tests of the report run. As a command: where it is, else exit code 1."""
 
 from __future__ import annotations
 

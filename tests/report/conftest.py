@@ -38,7 +38,7 @@ def bundle(deployed: Callable[[str, str], Path], tmp_path: Path) -> Bundle:
 
 
 def passing(bundle: Bundle) -> tuple[Verdict, ...]:
-    """The verdicts as a machine with a GPU would have them: the plan's are those of the graph that it was built from."""
+    """As a machine with a GPU would have them: the plan's verdicts are those of the graph that it was built from."""
     rest = [v for v in bundle.manifest.verdicts if v.subject != "plan"]
     low = [v for v in rest if v.subject == "graph fp16"]
     return (*rest, *(msgspec.structs.replace(v, subject="plan", runtime=RUNTIME) for v in low))

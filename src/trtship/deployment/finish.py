@@ -23,9 +23,7 @@ def finish(stages: Stages, bundle: Bundle) -> None:
     """Complete a bundle that has its verdicts, in place."""
     low = bundle.manifest.precision_graph != bundle.manifest.graph
     evidence = {ERRORS: to_json(_by_layer(stages, bundle))} if low else {}
-    times = [
-        StageTime(name=one.name, seconds=one.seconds, remembered=one.cached, did=one.did) for one in stages.results
-    ]
+    times = [StageTime(name=one.name, seconds=one.made_in, did=one.did) for one in stages.results]
     write_report(bundle.with_files({**evidence, STAGES: to_json(times)}))
 
 

@@ -22,11 +22,11 @@ T = TypeVar("T")
 
 
 class StageTime(Record, frozen=True):
-    """A stage of the deploy that made the bundle: its seconds, and whether it was `remembered` from an earlier one."""
+    """A stage of the deploy that made the bundle, and how many seconds it took to make what came of it: those of an
+    earlier run, where that was remembered. So the same stages leave the same record."""
 
     name: str
     seconds: float
-    remembered: bool = False
     did: str = ""
 
 

@@ -32,7 +32,7 @@ def stages_of(evidence: Evidence) -> list[Stage]:
     return [
         Stage(
             name if len(group) == 1 else f"{name} × {len(group)}",
-            "remembered" if all(one.remembered for one in group) else seconds(sum(one.seconds for one in group)),
+            seconds(sum(one.seconds for one in group)),
             tuple(tells.get(name) or [one.did for one in group if one.did]),
         )
         for name, group in groups.items()

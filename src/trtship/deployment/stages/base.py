@@ -20,13 +20,14 @@ GRAPH, PLAN, REPORT = "model.onnx", "model.plan", "report.json"
 
 class StageResult(Record, frozen=True):
     """How a stage went: whether it was remembered, its seconds, what differs from its last run, and what it did to the
-    graph where that is not always the same."""
+    graph where that is not always the same. `made_in` are the seconds of the run that made what is remembered."""
 
     name: str
     cached: bool
     seconds: float
     changed: tuple[str, ...]
     did: str = ""
+    made_in: float = 0.0
 
 
 class Stages:
@@ -76,6 +77,7 @@ class Stages:
                 seconds=round(time.monotonic() - begun, 2),
                 changed=entry.changed,
                 did=did(entry),
+                made_in=entry.seconds,
             )
         )
         return entry
