@@ -307,15 +307,15 @@ def test_pictures_run_the_original_and_the_check_again_and_labels_what_they_name
     pictures = paint(deploys.folder / "p", {"red": [RED], "green": [GREEN], "blue": [BLUE]})
     deploys()
     deploys(eval_dir=pictures)
-    assert deploys.ran == ["original", "verify", "error by layer"]
+    assert deploys.ran == ["original", "precision", "verify", "error by layer"]
     assert deploys.changed("original").startswith("eval: none -> ")
     paint(deploys.folder / "more", {"red": [BLUE]})
     (deploys.folder / "more" / "red" / "0.png").rename(pictures / "red" / "1.png")
     deploys(eval_dir=pictures)
-    assert deploys.ran == ["original", "verify", "error by layer"]
+    assert deploys.ran == ["original", "precision", "verify", "error by layer"]
     (deploys.folder / "labels").write_text("blue\ngreen\nred\n")
     deploys(eval_dir=pictures, labels=deploys.folder / "labels", max_drop=100)
-    assert deploys.ran == ["original", "verify", "error by layer"]
+    assert deploys.ran == ["original", "verify"]
     deploys()
     deploys(labels=deploys.folder / "labels")
     assert deploys.ran == ["verify"]

@@ -24,7 +24,7 @@ def test_as_json_it_carries_everything(work: Workplace, deployed: Path) -> None:
     assert set(done.json) == {"kernels"}
     assert set(done.json["kernels"]) == {
         "source", "reason", "layers", "kinds", "attention", "gelu", "layer_norm", "moving", "unjoined_layers",
-        "unjoined_names",
+        "unjoined_names", "profile",
     }  # fmt: skip
     assert sum(done.json["kernels"]["kinds"].values()) == done.json["kernels"]["layers"] > 0
 

@@ -64,7 +64,7 @@ def test_several_inputs_and_outputs_with_a_dynamic_size_of_their_own(source: str
     inputs = ["image=Bx3x8x8", "ids=BxL:int64"]
     bundle = deploy(f"{source}:scores", tmp_path, inputs=inputs, batch="1:2:4", sizes=["L=3:4:6"], precision="fp16")
     assert bundle.manifest.reference_sizes == {"L": 4}
-    assert bundle.evidence("build")["shapes"] == {
+    assert bundle.evidence("build")["profiles"][0] == {
         "image": [[1, 3, 8, 8], [2, 3, 8, 8], [4, 3, 8, 8]],
         "ids": [[1, 3], [2, 4], [4, 6]],
     }

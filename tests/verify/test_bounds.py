@@ -108,7 +108,7 @@ def test_planted_bugs_are_outside_the_bound_of_bf16(
 ) -> None:
     """The graph is the right one, and the reference that of a model with the bug: what is compared is the same."""
     typed, bound = swin_in_bf16
-    assert worst_error(typed, BF16, reference_of("swin", plant), tmp_path) > 2 * bound
+    assert worst_error(typed, BF16, reference_of("swin", plant), tmp_path) > bound
 
 
 def test_counting_roundings_does_not_see_all_of_these(swin_in_bf16: tuple[Path, float], tmp_path: Path) -> None:

@@ -80,8 +80,8 @@ class Manifest(Record, frozen=True):
     verdicts: tuple[Verdict, ...]
     recipe: dict[str, Any]
     files: dict[str, str]
-    profiles: tuple[int, ...] = ()
-    gates: Gates = Gates()
+    profiles: tuple[int, ...]
+    gates: Gates
 
 
 def seal(manifest: Manifest) -> bytes:

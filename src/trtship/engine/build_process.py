@@ -14,6 +14,7 @@ from trtship.engine.build import plan_from_onnx
 from trtship.engine.build_messages import LAYERS, LOG, PLAN, REPORT, Job, Refused, Step, Written
 from trtship.errors import TrtshipError
 from trtship.family import choose_family
+from trtship.files import writing
 from trtship.processes import keep_stdout
 from trtship.progress import Progress
 from trtship.spec import to_json
@@ -59,15 +60,17 @@ def _build(job: Job, progress: Progress) -> None:
         progress=progress,
     )
     folder = Path(job.folder)
-    (folder / PLAN).write_bytes(plan.data)
-    (folder / LOG).write_text(plan.log)
-    (folder / LAYERS).write_bytes(to_json(plan.layers))
-    (folder / REPORT).write_bytes(to_json(plan.report))
+    with writing(folder / PLAN):
+        (folder / PLAN).write_bytes(plan.data)
+        (folder / LOG).write_text(plan.log)
+        (folder / LAYERS).write_bytes(to_json(plan.layers))
+        (folder / REPORT).write_bytes(to_json(plan.report))
 
 
 def _end_with_parent() -> None:
     """TensorRT cannot be interrupted from another thread at once, and nobody waits for this plan any more."""
-    sys.stdin.buffer.read()
+    while os.read(0, 1024):  # not through sys.stdin: its lock would be held when the interpreter ends
+        pass
     os._exit(1)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +21,10 @@ from trtship.spec import Precision
 if TYPE_CHECKING:
     import onnx_ir
 
-DRAWS = 3
-"""Runs with other errors: two would do for a variance, a third makes a row's own less a matter of luck."""
+DRAWS, MANY_DRAWS = 3, 12
+"""Runs with other errors. Of a row of `ENOUGH` numbers or more three tell the variance: each number has its own errors.
+Of a row of few they do not."""
+ENOUGH = 16
 AMPLIFIED = 64.0
 """fp32's own errors are too small to be told from those of the run that measures them; so small, they add linearly."""
 
@@ -40,11 +43,18 @@ def open_noisy(model: onnx_ir.Model, sizes: Mapping[onnx_ir.Node, Sizes]) -> Ite
 def spread(session: OnnxRuntimeSession, feeds: Mapping[str, Any], *, whole: bool = False) -> list[float]:
     """How far noisy runs on the same `feeds` are apart: the deviation of each row's relative L2 error, of the worst
     floating output. `whole` takes all rows for one. NaN for a row of NaN or Inf."""
-    draws = np.random.default_rng(0).uniform(1, 2, DRAWS).astype(np.float32)
-    runs = [session.infer({**feeds, DRAW: np.array(s)}) for s in draws]
+    draws = iter(np.random.default_rng(0).uniform(1, 2, MANY_DRAWS).astype(np.float32))
+    runs = [session.infer({**feeds, DRAW: np.array(s)}) for s in islice(draws, DRAWS)]
+    fewest = min((_numbers(array, whole=whole) for array in runs[0].values()), default=ENOUGH)
+    runs += [session.infer({**feeds, DRAW: np.array(s)}) for s in draws] if fewest < ENOUGH else []
     stacked = [np.stack([run[spec.name] for run in runs]) for spec in session.outputs]
     each = [_relative(one, whole=whole) for one in stacked if one.dtype.kind == "f"]
     return [float(v) for v in np.max(each, axis=0)] if each else [0.0]
+
+
+def _numbers(output: Any, *, whole: bool) -> int:
+    """How many an output has for a row."""
+    return int(np.size(output)) if whole else int(np.size(output)) // max(1, len(output))
 
 
 def _relative(runs: Any, *, whole: bool) -> Any:

@@ -38,14 +38,21 @@ NEGLIGIBLE = 1 / 64
 
 
 class Sizes(msgspec.Struct, frozen=True):
-    """Relative size of a node's error, one deviation: of its `result`, and of the `operand` that a product reads.
+    """Relative size of a node's error, one deviation: of its `result`, of the `operand` that a product reads, and of
+    its `constants`, weights above all, that were rounded before.
 
-    What happens to a term of an inner product belongs to the operand: that the weight was rounded, that TF32 rounds
-    both, that partial sums are rounded. Where large terms cancel, it is large against the result.
+    What happens to a term of an inner product belongs to the operand: that TF32 rounds it, that partial sums are
+    rounded. Where large terms cancel, it is large against the result. A constant has the same error wherever it is
+    used: no average over tokens takes it away, and an image of one colour makes it the whole of the error.
     """
 
     result: float
     operand: float = 0.0
+    constants: float = 0.0
+
+    @property
+    def largest(self) -> float:
+        return max(self.result, self.operand, self.constants)
 
 
 def noise_sizes(model: onnx_ir.Model, precision: Precision, *, amplified: float = 1.0) -> dict[onnx_ir.Node, Sizes]:
@@ -58,28 +65,38 @@ def noise_sizes(model: onnx_ir.Model, precision: Precision, *, amplified: float 
 
 
 def _sizes_of(node: onnx_ir.Node, precision: Precision, unit: float) -> Sizes:
-    variance = roundings_of(node, precision).variance
+    rounding = roundings_of(node, precision)
+    constants = precision.unit_roundoff if rounding.low > 1 and any(map(_is_array, node.inputs)) else 0.0
+    variance = rounding.variance - constants * constants
     if node.op_type not in PRODUCTS or not variance:
-        return Sizes(unit * math.sqrt(variance))
+        return Sizes(unit * math.sqrt(variance), constants=unit * constants)
     kinds = {value.dtype.name for value in node.outputs if value.dtype is not None}
     last = FULL if kinds == {"FLOAT"} else precision.unit_roundoff
-    return Sizes(unit * last, unit * math.sqrt(max(variance - last * last, 0.0)))
+    return Sizes(unit * last, unit * math.sqrt(max(variance - last * last, 0.0)), unit * constants)
+
+
+def _is_array(value: onnx_ir.Value | None) -> bool:
+    """Whether it is a constant of several numbers. (A single one is most often exact: 0.5, 2.)"""
+    return value is not None and value.const_value is not None and value.const_value.size > 1
 
 
 def add_noise(model: onnx_ir.Model, sizes: Mapping[onnx_ir.Node, Sizes]) -> int:
     """Give the float32 tensors that are computed from an input's elements errors of these sizes, and the graph the
     input `DRAW`, a float32 scalar in [1, 2). Edits `model`; returns how many nodes became noisy."""
-    least = NEGLIGIBLE * max((max(s.result, s.operand) for s in sizes.values()), default=0.0)
+    least = NEGLIGIBLE * max((s.largest for s in sizes.values()), default=0.0)
     scalars = _Scalars(model.graph)
     noisy = 0
     for node, slot in _working_on_data(model):
         found = sizes.get(node, Sizes(0.0))
+        for place, value in enumerate(node.inputs if found.constants > least else ()):
+            if value is not None and _is_array(value) and _is_float(value):
+                _disturb_operand(model.graph, node, place, scalars, found.constants)
         if found.operand > least:
             _disturb_operand(model.graph, node, slot, scalars, found.operand)
         if found.result > least:
             for value in filter(_is_float, list(node.outputs)):
                 _disturb_result(model.graph, node, value, scalars, found.result)
-        noisy += max(found.operand, found.result) > least
+        noisy += found.largest > least
     return noisy
 
 

@@ -91,7 +91,7 @@ def _with_losses(
             model.graph.insert_after(node, plain)
             node = plain
         if name in losses:
-            found[node] = Sizes(math.hypot(size.result, losses[name]), size.operand)
+            found[node] = msgspec.structs.replace(size, result=math.hypot(size.result, losses[name]))
     return found
 
 

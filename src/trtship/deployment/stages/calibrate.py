@@ -27,9 +27,10 @@ def calibrated(stages: Stages, graph: Entry, model: ModelReport) -> tuple[Entry,
             do="add --calib DIR: some hundred pictures like those that it will see",
         )
 
+    if options.calib_dir is None:
+        stages.progress.note(f"calibrating on the pictures of --eval, {folder}: --calib DIR names others")
+
     def make(place: Path) -> None:
-        if options.calib_dir is None:
-            stages.progress.note(f"calibrating on the pictures of --eval, {folder}: --calib DIR names others")
         with stages.progress.stage("calibrate", f"by {options.calib_method}"):
             source = graph.folder / GRAPH
             feeds = feeds_of_folder(folder, model.inputs, model.preprocess)
