@@ -85,13 +85,13 @@ def main() -> int:
     commands = {"digits_swin": digits_command()}
     if arguments.swin_t:
         commands["swin_t_digits"] = swin_t_command(arguments.swin_t.resolve())
-    rows = []
+    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name:
         for model, command in commands.items():
             rows.append(deployed(model, command, Path(name) / f"{model}.trtship", budget=arguments.time_budget))
             show(rows[-1])
             sys.stdout.flush()
-    runs.write(arguments.out, {"what": "--precision auto: accuracy against latency", "models": rows})
+            runs.write(arguments.out, {"what": "--precision auto: accuracy against latency", "models": rows})
     return 0
 
 

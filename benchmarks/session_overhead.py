@@ -25,6 +25,7 @@ import trtship
 from trtship.bundle import Bundle
 from trtship.deployment.options import versions
 from trtship.family import choose_family, installed_families
+from trtship.family.profiles import narrowest
 from trtship.gpu import list_gpus
 from trtship.spec import as_plain
 
@@ -50,13 +51,16 @@ def compare(bundle: Bundle, batch: int) -> dict[str, Any]:
     image = torch.randn(spec.with_sizes({"B": batch}), device="cuda")
     result = torch.empty(out.with_sizes({"B": batch}), device="cuda")
     engine = family.load(bundle.read(bundle.manifest.plan), tf32=bundle.manifest.precision.tf32)
-    engine.set_shapes({spec.name: tuple(image.shape)})
-    stream = torch.cuda.Stream()
+    stream, shapes = torch.cuda.Stream(), {spec.name: tuple(image.shape)}
+    profile = narrowest(engine.profiles, shapes)
+    engine.prepare(profile, stream.cuda_stream)
+    engine.set_shapes(shapes, profile)
     addresses = {spec.name: image.data_ptr(), out.name: result.data_ptr()}
     with trtship.load(bundle, runtime="tensorrt") as session, torch.cuda.stream(stream):
         engine.execute(addresses, stream.cuda_stream)
         stream.synchronize()
-        context, handle = engine._context, stream.cuda_stream
+        assert engine._active is not None
+        context, handle = engine._active._context, stream.cuda_stream
         ways: dict[str, Callable[[], object]] = {
             "raw": lambda: context.execute_async_v3(handle),
             "session": lambda: session(image),

@@ -36,7 +36,8 @@ class Found(msgspec.Struct, frozen=True):
 
 
 def search(stages: Stages, common: Common, *, begun: float, until: float) -> Found:
-    """`begun` and `until` are times of `time.monotonic`: when the deploy began, and when no more is to be begun.
+    """`begun` and `until` are times of `time.monotonic`: when the deploy began, and when no more candidate is to be
+    begun. What has passed by then is timed all the same: nothing is shipped on a GPU because of an estimate.
 
     Raises GateError where no candidate passed.
     """
@@ -85,7 +86,7 @@ class _Search:
         gpus, rule, winner = list_gpus(), "", None
         eager: tuple[Latency, ...] = ()
         estimates = self._estimates(passed)
-        if gpus and not self._is_late():
+        if gpus:
             times = time_all(self.stages, self.common, passed)
             timed = {a.candidate.name: a for a in with_times(passed, times)}
             self.attempts = [timed.get(a.candidate.name, a) for a in self.attempts]
@@ -94,9 +95,8 @@ class _Search:
             eager = times.latency.get(EAGER, ())
             winner, rule = choose_timed(self.attempts, batch=batch), TIMED.format(batch=batch)
         is_timed = winner is not None
-        self.complete = self.complete and (is_timed or not gpus or not self._is_late())
         if winner is None:
-            why = "no GPU here" if not gpus else "nothing could be timed" if not self._is_late() else "no time was left"
+            why = "nothing could be timed" if gpus else "no GPU here"
             winner, rule = choose_untimed(self.attempts, estimates), UNTIMED.format(why=why, batch=batch)
         if winner is None:
             raise _nothing_passed(self.attempts, self.skipped)
