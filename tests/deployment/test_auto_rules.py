@@ -21,6 +21,7 @@ from trtship.bundle.candidates import Candidate, Latency
 from trtship.deployment.search.attempt import Attempt
 from trtship.deployment.search.choose import choose_timed, choose_untimed, latency_at, why_not
 from trtship.deployment.search.estimate import estimated_ms, node_costs
+from trtship.deployment.search.gates import plan_is_broken
 from trtship.deployment.search.keeping import least_kept
 from trtship.deployment.search.order import SAFEST_FIRST, risk
 from trtship.deployment.search.searching import notes_on_eager
@@ -29,11 +30,12 @@ from trtship.deployment.search.timing import times_of, with_times
 from trtship.deployment.search_options import parse_candidates, parse_duration
 from trtship.deployment.way import Way
 from trtship.errors import GateError, SpecError
-from trtship.measure import random_inputs
+from trtship.measure import measure, random_inputs
 from trtship.passes import to_precision
 from trtship.session.torch import TorchSession
 from trtship.spec import Precision, TensorSpec
 from trtship.verify.reference import Reference, make_reference
+from trtship.verify.verdict import Bound, judged
 
 FP32, TF32, FP16, BF16, INT8 = (
     Way(precision=p) for p in (Precision.FP32, Precision.TF32, Precision.FP16, Precision.BF16, Precision.INT8)
@@ -71,6 +73,21 @@ def test_int8_that_is_slower_than_fp16_is_not_shipped() -> None:
     chosen = choose_timed(attempts, batch=8)
     assert chosen is attempts[1]
     assert why_not(attempts[2], attempts[1], batch=8, estimates={}) == "4.3 ms at batch 8, and fp16 takes 2.38"
+
+
+@pytest.mark.parametrize(
+    ("graph", "plan", "broken"),
+    [(1.0, np.nan, True), (1.0, 1.5, False), (np.nan, np.nan, False), (1.0, 1.0, False), (np.nan, 1.0, False)],
+)
+def test_a_plan_is_broken_where_it_says_nan_and_its_graph_does_not(graph: float, plan: float, broken: bool) -> None:
+    """Then no mixture is looked for: onnxruntime has nothing to measure."""
+    right, bound = np.ones((2, 3), np.float32), Bound(value=0.1, source="a test")
+    verdicts = [
+        judged(name, "rel_l2", [measure(right, right * said, output="y", sizes={})], bound=bound, runtime="")
+        for name, said in (("graph int8", graph), ("plan", plan))
+    ]
+    candidate = Candidate(name="int8", precision=Precision.INT8, verdicts=tuple(verdicts))
+    assert plan_is_broken(candidate) is broken
 
 
 WAYS = [

@@ -138,7 +138,7 @@ def add_search(parser: argparse.ArgumentParser) -> None:
     search.add_argument(
         "--time-budget",
         metavar="TIME",
-        help="try nothing new after so long, such as 20m or 1h, time what has passed, and ship the best of it; the same "
+        help="try nothing new after so long, such as 20m or 1h, time what passed, and ship the best of it; the same "
         "command goes on from there (default: no limit)",
     )
 

@@ -43,3 +43,9 @@ def judged(candidate: Candidate) -> Candidate:
     more = f"; and {len(failed) - 1} more" if len(failed) > 1 else ""
     reason = f"{failed[0].subject}, {failed[0].gate}: {failed[0].reason}{more}" if failed else ""
     return msgspec.structs.replace(candidate, outcome="failed" if failed else "passed", reason=reason)
+
+
+def plan_is_broken(candidate: Candidate) -> bool:
+    """Whether the plan says NaN or Inf where the graph that it was built from passed everything."""
+    failed = [v for v in candidate.verdicts if v.state == "failed"]
+    return {v.subject for v in failed} == {"plan"} and any(not m.finite for v in failed for m in v.measures)

@@ -13,7 +13,7 @@ from trtship.deployment.quantized import check_quantized
 from trtship.deployment.search.attempt import Attempt, attempt
 from trtship.deployment.search.choose import TIMED, UNTIMED, choose_timed, choose_untimed, latency_at, why_not
 from trtship.deployment.search.estimate import estimated_ms
-from trtship.deployment.search.gates import gates_of
+from trtship.deployment.search.gates import gates_of, plan_is_broken
 from trtship.deployment.search.mixed import search_mixed
 from trtship.deployment.search.order import TRIED, risk
 from trtship.deployment.search.slower import with_reasons
@@ -25,6 +25,8 @@ from trtship.deployment.way import Way
 from trtship.errors import DeviceError, GateError, SpecError
 from trtship.gpu import list_gpus
 from trtship.spec import as_plain
+
+BROKEN = "its graph is right and its plan says NaN or Inf: which nodes TensorRT gets wrong, sensitivity does not tell"
 
 
 class Found(msgspec.Struct, frozen=True):
@@ -71,10 +73,10 @@ class _Search:
         for plain in [a for a in self.attempts if a.candidate.outcome == "failed" and a.made is not None]:
             if plain.way.precision.graph_dtype == "float32":
                 continue
-            if self._is_late():
-                name = f"{plain.way.precision.value} mixed"
-                late = _not_tried(plain.way, self._out_of_time())
-                self.skipped.append(msgspec.structs.replace(late, name=name))
+            why = BROKEN if plan_is_broken(plain.candidate) else self._out_of_time() if self._is_late() else ""
+            if why:
+                left_out = _not_tried(plain.way, why)
+                self.skipped.append(msgspec.structs.replace(left_out, name=f"{plain.way.precision.value} mixed"))
                 continue
             search_mixed(self.stages, self.common, plain, ranges=self._ranges(), until=self.until, tried=self._tried)
 
