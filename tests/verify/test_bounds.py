@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import trtship
-from graphs import SMALL, model_of, pictures, small_model
+from graphs import SMALL, model_of, pictures, small_model, written
 from trtship.bundle import Bundle
 from trtship.errors import ExportMismatchError, GateError
 from trtship.graphs import load_graph, rounding_bound
@@ -240,3 +240,12 @@ def test_a_large_gain_hides_no_bug_of_the_export(tmp_path: Path) -> None:
         trtship.deploy(
             f"{tmp_path / 'gain.py'}:gain", tmp_path / "b", precision="fp32", batch="1:2:4", exporter="torchscript"
         )
+
+
+def test_one_constant_that_an_operator_reads_twice_is_noisy_in_both_places(tmp_path: Path) -> None:
+    """simplification makes one of equal constants: a LayerNorm's scale and shift, say."""
+    text = "(float16[B, 4] x) => (float16[B, 4] y) { y = LayerNormalization(x, w, w) }"
+    written(tmp_path / "a.onnx", text, w=np.arange(1, 5, dtype=np.float16))
+    x = np.random.default_rng(0).standard_normal((9, 4), dtype=np.float32)
+    reference = Reference(batch="B", sizes={}, inputs={"x": x}, outputs={"y": x})
+    assert 0 < measured_noise(tmp_path / "a.onnx", FP16, reference).worst < 2**-9

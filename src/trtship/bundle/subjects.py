@@ -18,7 +18,7 @@ from trtship.progress import Progress
 from trtship.session.base import Session
 from trtship.session.onnxruntime import OnnxRuntimeSession
 from trtship.spec import Precision, ShapeRange, batch_range
-from trtship.verify import Bound, Picture, Verdict, all_probes, attack, compare, not_run
+from trtship.verify import Bound, Picture, Probe, Verdict, all_probes, attack, compare, not_run
 from trtship.verify.gates import Gates
 from trtship.verify.verdict import COSINE, REL_L2, REL_L2_FP64, TOP1_DROP, State
 
@@ -99,7 +99,8 @@ class Checks(msgspec.Struct, frozen=True):
             # a machine that cannot open it says nothing about it; a graph that nothing can open is no model's
             state: State = "not run" if isinstance(error, MachineError) else "failed"
             reason = f"{error.what}: {error.why}" if error.why else error.what
-            return tuple(Verdict(subject=subject.name, gate=g, state=state, reason=reason) for g in self._gates())
+            gates = (*self._gates(), *(probe.name for probe in _probes_of(subject)))
+            return tuple(Verdict(subject=subject.name, gate=g, state=state, reason=reason) for g in gates)
         with session, self.progress.stage(f"verify {subject.name}", f"on {session.runtime}"):
             return (
                 *self._comparisons(subject, session),
@@ -169,6 +170,10 @@ class Checks(msgspec.Struct, frozen=True):
             bound=self._bound(subject),
             session=session,
             batches=subject.probed,
-            probes=[probe for probe in all_probes() if subject.is_plan or not probe.of_memory],
+            probes=_probes_of(subject),
             progress=self.progress,
         )
+
+
+def _probes_of(subject: Subject) -> tuple[Probe, ...]:
+    return tuple(probe for probe in all_probes() if subject.is_plan or not probe.of_memory)

@@ -31,16 +31,18 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str =
 
 def verdict_table(verdicts: Sequence[Verdict]) -> Any:
     """A row a verdict: subject, gate, state, its worst figure against the bound, where it ran or why it did not. The
-    probes that a subject passed are one row."""
+    probes that a subject passed are one row, and so are those that did not run for one reason."""
     from trtship.verify.verdict import COMPARISONS
 
     rows: list[Sequence[str]] = []
     for subject in dict.fromkeys(v.subject for v in verdicts):
-        own = [v for v in verdicts if v.subject == subject]
-        passed = [v for v in own if v.gate not in COMPARISONS and v.state == "passed"]
-        rows += [_row(v) for v in own if v not in passed]
-        if passed:
-            rows.append((subject, "probes", "passed", "", "", _probes(passed)))
+        together: dict[tuple[str, str], list[Verdict]] = {}
+        for verdict in [v for v in verdicts if v.subject == subject]:
+            if verdict.gate in COMPARISONS or verdict.state == "failed":
+                rows.append(_row(verdict))
+            else:
+                together.setdefault((verdict.state, verdict.reason), []).append(verdict)
+        rows += [(subject, "probes", state, "", "", _probes(probes)) for (state, _), probes in together.items()]
     return table(("subject", "gate", "verdict", "worst", "bound", "where, or why not"), rows)
 
 
@@ -50,10 +52,11 @@ def _row(verdict: Verdict) -> Sequence[str]:
     return (verdict.subject, name, verdict.state, _figure(verdict), bound, _detail(verdict))
 
 
-def _probes(passed: Sequence[Verdict]) -> str:
-    names = ", ".join(v.gate.replace("_", " ") for v in passed)
-    notes = [f"{v.gate.replace('_', ' ')}: {v.note}" for v in passed if v.note]
-    return "; ".join([f"{len(passed)}: {names}", *notes])
+def _probes(probes: Sequence[Verdict]) -> str:
+    """Their names, and what is to be said of all of them, or of one."""
+    names = ", ".join(v.gate.replace("_", " ") for v in probes)
+    notes = [f"{v.gate.replace('_', ' ')}: {v.note}" for v in probes if v.note]
+    return "; ".join([f"{len(probes)}: {names}", *filter(None, [probes[0].reason]), *notes])
 
 
 def _figure(verdict: Verdict) -> str:

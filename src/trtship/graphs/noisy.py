@@ -161,7 +161,7 @@ def _disturb_operand(graph: onnx_ir.Graph, node: onnx_ir.Node, slot: int, scalar
 
     value = node.inputs[slot]
     assert value is not None
-    disturbed = ir.Value(name=f"{value.name}/noisy/{node.outputs[0].name}", shape=value.shape, type=value.type)
+    disturbed = ir.Value(name=f"{value.name}/noisy/{node.outputs[0].name}/{slot}", shape=value.shape, type=value.type)
     graph.insert_before(node, _erring(value, disturbed, scalars, size))
     node.replace_input_with(slot, disturbed)
 
