@@ -11,17 +11,19 @@ import onnx_ir as ir
 from trtship.bundle import Bundle
 from trtship.bundle.debug_cases import cases_of
 from trtship.bundle.subjects import Checks, Subject
+from trtship.family import Family
 from trtship.passes.emulate import Emulate
 from trtship.progress import SILENT
 from trtship.session.base import Session
 from trtship.session.onnxruntime import OnnxRuntimeSession
-from trtship.spec import Precision, batch_range
+from trtship.spec import Precision, TensorSpec, batch_range
 from trtship.verify import Verdict
 from trtship.verify.locate import Located, Search
 from trtship.verify.locate_graph import copy_of, typed
-from trtship.verify.locate_runs import GraphRuns
+from trtship.verify.locate_runs import GraphRuns, PlanRuns, Suspect
 
 Opens = Callable[[], Session]
+Specs = tuple[TensorSpec, ...]
 
 
 class Judged:
@@ -56,7 +58,15 @@ class Judged:
 
     def locate(self, model: ir.Model) -> Located | None:
         """What the search finds on the first inputs on which the graph is wrong."""
-        suspect = GraphRuns(model, self.precision)
+        return self._located(GraphRuns(model, self.precision))
+
+    def locate_in_plan(self, model: ir.Model, family: Family, *, inputs: Specs, outputs: Specs) -> Located | None:
+        """The same of its plan. Needs a GPU."""
+        ranges = self.bundle.manifest.ranges
+        runs = PlanRuns(model, self.precision, family=family, inputs=inputs, outputs=outputs, ranges=ranges)
+        return self._located(runs)
+
+    def _located(self, suspect: Suspect) -> Located | None:
         searches = (Search(suspect, self.original, case.feeds) for case in cases_of(self.bundle))
         return next((found for search in searches if (found := search.locate()) is not None), None)
 

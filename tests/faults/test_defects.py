@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 from defects import DEFECTS, Defect
 from judging import Judged, failed, opener
+from page import page_rows, right_ones, row_of, session_row
 from session_defects import SESSION_DEFECTS, SessionDefect
 
 Digits = Callable[[str], Judged]
@@ -27,13 +28,22 @@ def test_a_defect_of_the_graph_is_caught_and_its_node_named(digits: Digits, defe
     assert located is not None
     assert located.node in guilty
     assert set(guilty) & set(located.nodes)
+    assert row_of(defect, located) in page_rows()
 
 
 @pytest.mark.parametrize("defect", SESSION_DEFECTS, ids=lambda one: one.name)
 def test_a_defect_of_the_runtime_is_caught(digits: Digits, defect: SessionDefect) -> None:
+    assert session_row(defect) in page_rows()
     judged = digits("fp16")
     opens = opener(judged.graph())
     assert failed(judged.verdicts(lambda: defect.wrap(opens()), is_plan=True)) >= set(defect.caught_by)
+
+
+def test_the_page_has_all_of_them_and_what_must_pass_and_nothing_else() -> None:
+    """`python tests/faults/page.py` writes it."""
+    rows = [line for line in page_rows() if line.startswith("| ") and not line.startswith(("| defect |", "| --- "))]
+    assert len(rows) == len(DEFECTS) + len(SESSION_DEFECTS)
+    assert [line for line in page_rows() if line.startswith("- ")] == list(right_ones())
 
 
 @pytest.mark.parametrize("precision", ["fp16", "fp32"])
