@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 import trtship
 from deployed import COLOURS
 from graphs import small_model, written
+from trtship.bench.plan import PlanFile
 from trtship.bench.report import Row
 from trtship.bench.timing import Timing
 from trtship.bundle.candidates import Candidate, Latency
@@ -24,12 +25,14 @@ from trtship.deployment.search.estimate import estimated_ms, node_costs
 from trtship.deployment.search.gates import plan_is_broken
 from trtship.deployment.search.keeping import least_kept
 from trtship.deployment.search.order import SAFEST_FIRST, risk
+from trtship.deployment.search.profile_process import layer_times_apart
 from trtship.deployment.search.searching import notes_on_eager
 from trtship.deployment.search.sensitivity import Meter, sensitivities
 from trtship.deployment.search.timing import times_of, with_times
 from trtship.deployment.search_options import parse_candidates, parse_duration
 from trtship.deployment.way import Way
-from trtship.errors import GateError, SpecError
+from trtship.errors import DeviceError, GateError, SpecError
+from trtship.gpu import list_gpus
 from trtship.measure import measure, random_inputs
 from trtship.passes import to_precision
 from trtship.session.torch import TorchSession
@@ -310,3 +313,23 @@ def test_of_two_that_would_do_the_cheaper_is_kept(tmp_path_factory: pytest.TempP
         kept = least_kept(meter, parts, lost, aim=0.6 * meter.error(meter.nodes))
         assert kept
         assert meter.nodes[dear] not in kept
+
+
+@pytest.mark.skipif(bool(list_gpus()), reason="there is a GPU here")
+def test_layers_that_cannot_be_timed_are_told_why(tmp_path: Path) -> None:
+    """Its process finds no GPU, and says so."""
+    (tmp_path / "a.plan").write_bytes(b"no plan")
+    spec = TensorSpec(name="x", shape=("B", 3), dtype="float32")
+    plan = PlanFile(
+        name="fp16",
+        build=0,
+        path=str(tmp_path / "a.plan"),
+        inputs=(spec,),
+        outputs=(spec,),
+        family=None,
+        tf32=True,
+        dynamic=True,
+    )
+    with pytest.raises(DeviceError, match="the layers of fp16") as caught:
+        layer_times_apart(plan, {"x": np.zeros((2, 3), np.float32)})
+    assert "no GPU 0 here" in (caught.value.why or "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from trtship.engine import kernels_of, plan_from_onnx
 from trtship.engine.layer_text import layers_from_text
 from trtship.family import choose_family
 from trtship.family.logger import recording_layers
+from trtship.session.tensorrt import TensorRTSession
 from trtship.spec import Precision, ShapeRange, TensorSpec
 
 ATTENTION = """(float16[B, 4, 49, 32] q, float16[B, 4, 32, 49] k, float16[B, 4, 49, 32] v)
@@ -44,3 +46,18 @@ def test_the_inspector_lists_the_layers_that_the_log_lists(tmp_path: Path) -> No
         assert [(one.name, one.kind, one.nodes) for one in plan.layers.layers] == [
             (one.name, one.kind, one.nodes) for one in logged
         ]
+
+
+def test_the_profiler_names_the_layers_as_the_inspector_does(
+    tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    graph = written(tmp_path / "m.onnx", ATTENTION, bias=np.zeros((1, 4, 49, 49), np.float16))
+    family, _ = choose_family()
+    ranges = {"B": ShapeRange(min=1, opt=4, max=8)}
+    plan = plan_from_onnx(graph, family=family, inputs=INPUTS, ranges=ranges, single=(4,), precision=Precision.FP16)
+    feeds = {spec.name: np.ones(spec.with_sizes({"B": 4}), np.float16) for spec in INPUTS}
+    with TensorRTSession(plan.data, family) as session:
+        times = session.layer_times(feeds, runs=5)
+    record_property("milliseconds", times)
+    assert all(ms >= 0 for ms in times.values())
+    assert times.keys() & {layer.name for layer in plan.layers.layers if layer.profile == 1}

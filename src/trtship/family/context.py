@@ -32,6 +32,10 @@ class Context:
         self._shapes = (dict(shapes), found)
         return found
 
+    def record(self, profiler: Any) -> None:
+        """Tell `profiler`, an `IProfiler`, each layer's time at every run from now on."""
+        self._context.profiler = self._profiler = profiler  # TensorRT keeps no reference to it
+
     def execute(self, addresses: Mapping[str, int], stream: int) -> None:
         """Enqueue one inference on a CUDA stream; `addresses` are device pointers of every input and output."""
         for name, address in addresses.items():

@@ -7,6 +7,7 @@ from typing import Any
 
 from trtship.errors import DeviceError
 from trtship.family.context import Context
+from trtship.family.layer_times import LayerTimes, profiler_of
 from trtship.family.profiles import Profile, Shapes
 from trtship.family.tf32 import environment
 from trtship.spec import ShapeRange, TensorSpec
@@ -94,6 +95,14 @@ class Engine:
         """Enqueue one inference on a CUDA stream; `addresses` are device pointers of every input and output."""
         assert self._active is not None, "shapes are set before the plan is run"
         self._active.execute(addresses, stream)
+
+    def record_layers(self) -> LayerTimes:
+        """The times of each layer at every run from now on, of the profile whose shapes are set. TensorRT waits for
+        every layer then, so that a run takes longer than the sum."""
+        assert self._active is not None, "shapes are set before layers are timed"
+        times = LayerTimes()
+        self._active.record(profiler_of(self._module, times))
+        return times
 
     def layer_information(self) -> str:
         """What TensorRT's inspector tells of the plan's layers, as JSON text; names alone unless it was built with

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from pathlib import Path
 
 import msgspec
 
@@ -16,15 +17,16 @@ from trtship.deployment.search.estimate import estimated_ms
 from trtship.deployment.search.gates import gates_of, plan_is_broken
 from trtship.deployment.search.mixed import search_mixed
 from trtship.deployment.search.order import TRIED, risk
+from trtship.deployment.search.profile_process import LayerMilliseconds, layer_times_apart
 from trtship.deployment.search.slower import with_reasons
-from trtship.deployment.search.timing import EAGER, time_all, with_times
+from trtship.deployment.search.timing import EAGER, plan_file, time_all, with_times
 from trtship.deployment.search_options import MIXED
-from trtship.deployment.stages import GRAPH, Stages
+from trtship.deployment.stages import GRAPH, PLAN, REPORT, Stages
 from trtship.deployment.stages.calibrate import calibrated
 from trtship.deployment.way import Way
 from trtship.errors import DeviceError, GateError, SpecError
 from trtship.gpu import list_gpus
-from trtship.spec import as_plain
+from trtship.spec import as_plain, from_json, to_json
 
 BROKEN = "its graph is right and its plan says NaN or Inf: which nodes TensorRT gets wrong, sensitivity does not tell"
 
@@ -103,7 +105,8 @@ class _Search:
         if winner is None:
             raise _nothing_passed(self.attempts, self.skipped)
         assert winner.made is not None
-        attempts = with_reasons(self._outcomes(winner, batch, estimates), self.common, batch=batch, timed=is_timed)
+        profile = self._layer_times if is_timed else None
+        attempts = with_reasons(self._outcomes(winner, batch, estimates), self.common, batch=batch, profile=profile)
         choice = Choice(
             rule=rule,
             gates=gates_of(self.stages.options),
@@ -117,6 +120,30 @@ class _Search:
         shipped = next(c for c in choice.candidates if c.outcome == "shipped")
         self.stages.progress.table(COLUMNS, [])
         return Found(winner.made, shipped, choice)
+
+    def _layer_times(self, one: Attempt) -> Mapping[str, float]:
+        """By TensorRT's profiler, at the usual batch, remembered; none, with a note, where its process fails."""
+        assert one.made is not None
+        made, batch, name = one.made, self.common.usual_batch, one.candidate.name
+
+        def make(folder: Path) -> None:
+            with self.stages.progress.stage("profile", f"the layers of {name}"):
+                plan = plan_file(self.stages, self.common, name, made, batch)
+                found = layer_times_apart(plan, self.common.reference.at(batch)[0])
+            (folder / REPORT).write_bytes(to_json(found))
+
+        key = {
+            "plan": [made.plan.files[PLAN], made.way.precision.tf32],
+            "batch": batch,
+            "reference": self.common.original.files,
+            **self.stages.part("family", "gpu", "versions"),
+        }
+        try:
+            entry = self.stages.run("profile", key, make, of=name)
+        except DeviceError as error:
+            self.stages.progress.note(f"the layers of {name} were not profiled: {error.why}")
+            return {}
+        return from_json(entry.read(REPORT), LayerMilliseconds, what="the layers' times").milliseconds
 
     def _outcomes(self, winner: Attempt, batch: int, estimates: Mapping[str, float]) -> list[Attempt]:
         found = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
@@ -16,15 +16,27 @@ from trtship.engine.slower import Side, why_slower
 from trtship.family.profiles import narrowest
 from trtship.spec import batch_letter, from_json
 
+Profile = Callable[[Attempt], Mapping[str, float]]
+"""Milliseconds of each layer of its plan, by name; empty where they could not be had."""
 
-def with_reasons(attempts: Sequence[Attempt], common: Common, *, batch: int, timed: bool) -> list[Attempt]:
+
+def with_reasons(attempts: Sequence[Attempt], common: Common, *, batch: int, profile: Profile | None) -> list[Attempt]:
     """The attempts, those that passed with why they are slower than a safer one: at `batch` the fastest of those that
-    are faster; where nothing was timed, the one that is shipped."""
+    are faster; where nothing was timed (`profile` is None), the one that is shipped."""
+    timed = profile is not None
+    times: dict[str, Mapping[str, float]] = {}
+
+    def side(one: Attempt) -> Side:
+        name = one.candidate.name
+        if profile is not None and name not in times:
+            times[name] = profile(one)
+        return _side(one, common, batch, times.get(name, {}))
+
     found = []
     for one in attempts:
         other = _faster(one, attempts, batch) if timed else _shipped(one, attempts)
         if one.candidate.outcome == "passed" and one.made is not None and other is not None:
-            lines = why_slower(_side(one, common, batch), _side(other, common, batch))
+            lines = why_slower(side(one), side(other))
             one = msgspec.structs.replace(one, candidate=msgspec.structs.replace(one.candidate, slower=lines))
         found.append(one)
     return found
@@ -47,12 +59,13 @@ def _shipped(one: Attempt, attempts: Sequence[Attempt]) -> Attempt | None:
     return shipped if risk(shipped.way) < risk(one.way) else None
 
 
-def _side(one: Attempt, common: Common, batch: int) -> Side:
+def _side(one: Attempt, common: Common, batch: int, milliseconds: Mapping[str, float]) -> Side:
     made = one.made
     assert isinstance(made, Made)
     layers = from_json(made.plan.read(LAYERS_FILE), PlanLayers, what=LAYERS_FILE)
     letter = batch_letter(made.inputs)
     sizes = {name: batch if name == letter else r.opt for name, r in common.ranges.items()}
     shapes = {spec.name: spec.with_sizes(sizes) for spec in made.inputs}
-    profile = narrowest(made.build.profiles, shapes)
-    return Side(one.candidate.name, made.typed.folder / GRAPH, layers, profile=profile)
+    index = narrowest(made.build.profiles, shapes)
+    graph = made.typed.folder / GRAPH
+    return Side(one.candidate.name, graph, layers, profile=index, milliseconds=milliseconds)

@@ -133,19 +133,22 @@ def _work(stages: Stages, common: Common, folder: Path, reference: Reference) ->
 
 def _entrant(stages: Stages, common: Common, name: str, made: Made, batch: int) -> Entrant:
     ready: Future[PlanFile] = Future()
-    ready.set_result(
-        PlanFile(
-            name=name,
-            build=0,
-            path=str((made.plan.folder / PLAN).absolute()),
-            inputs=made.inputs,
-            outputs=made.outputs,
-            family=stages.family.name,
-            tf32=made.way.precision.tf32,
-            dynamic=batch not in made.build.single and any(r.min < r.max for r in common.ranges.values()),
-        )
-    )
+    ready.set_result(plan_file(stages, common, name, made, batch))
     return Entrant(name=name, peer=Plans.name, batch=batch, ours=True, plans=[(name, ready)])
+
+
+def plan_file(stages: Stages, common: Common, name: str, made: Made, batch: int) -> PlanFile:
+    """A candidate's plan, as another process is told of it."""
+    return PlanFile(
+        name=name,
+        build=0,
+        path=str((made.plan.folder / PLAN).absolute()),
+        inputs=made.inputs,
+        outputs=made.outputs,
+        family=stages.family.name,
+        tf32=made.way.precision.tf32,
+        dynamic=batch not in made.build.single and any(r.min < r.max for r in common.ranges.values()),
+    )
 
 
 def with_times(attempts: Sequence[Attempt], times: Times) -> list[Attempt]:
