@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from trtship.errors import OutputError
-from trtship.files import draft_beside, refuse_to_replace, whole_file, whole_folder
+from trtship.files import draft_beside, refuse_to_replace, temporary_folder, whole_file, whole_folder
 
 
 def names(folder: Path) -> list[str]:
@@ -84,3 +84,44 @@ def test_what_cannot_be_written_is_refused_before_any_work(tmp_path: Path) -> No
         assert caught.value.do
     refuse_to_replace(tmp_path / "file", force=True)
     refuse_to_replace(tmp_path / "new" / "deep" / "file", force=False)
+
+
+@pytest.mark.parametrize("folder", [temporary_folder, lambda: whole_folder(Path("out"))])
+def test_ctrl_c_while_a_folder_is_made_leaves_none(tmp_path: Path, folder, monkeypatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.chdir(tmp_path)
+    make = Path.mkdir
+
+    def interrupted(path: Path, mode: int = 0o777, parents: bool = False, exist_ok: bool = False) -> None:
+        make(path, mode, parents, exist_ok)
+        if not exist_ok:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "mkdir", interrupted)
+    with pytest.raises(KeyboardInterrupt), folder():
+        pytest.fail("the block was entered")
+    assert names(tmp_path) == []
+
+
+def test_ctrl_c_while_a_folder_is_taken_away_leaves_none(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    unlink, calls = os.unlink, []
+
+    def interrupted(*arguments, **options) -> None:
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        unlink(*arguments, **options)
+
+    def leave() -> None:
+        with temporary_folder() as folder:
+            (folder / "a").write_text("a")
+            (folder / "b").write_text("b")
+            monkeypatch.setattr("os.unlink", interrupted)
+
+    with pytest.raises(KeyboardInterrupt):
+        leave()
+    assert len(calls) == 3
+    assert names(tmp_path) == []

@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import os
 import re
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -57,6 +58,28 @@ def writing(path: Path) -> Iterator[None]:
 
 
 @contextmanager
+def temporary_folder(prefix: str = "trtship-", *, beside: Path | None = None) -> Iterator[Path]:
+    """A new folder among the system's temporary files, or `beside` a path; gone with all in it when the block ends.
+    (`tempfile.TemporaryDirectory` leaves its folder behind where Ctrl-C comes while it makes it.)"""
+    parent = Path(tempfile.gettempdir()) if beside is None else beside.parent
+    folder = parent / f"{prefix}{secrets.token_hex(8)}"
+    try:
+        folder.mkdir(mode=0o700)
+        yield folder
+    finally:
+        remove(folder)
+
+
+def remove(folder: Path) -> None:
+    """A folder with all in it, whether it is there or not; to the end, where Ctrl-C comes in between."""
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+@contextmanager
 def draft_beside(target: Path) -> Iterator[Path]:
     """A new folder beside `target`, `.NAME.xxxxxxxx.partial`, to write in; gone with all in it when the block ends.
 
@@ -74,7 +97,7 @@ def draft_beside(target: Path) -> Iterator[Path]:
             try:
                 yield draft
             finally:
-                shutil.rmtree(draft, ignore_errors=True)
+                remove(draft)
                 os.close(lock)
         finally:
             for parent in missing:
@@ -85,16 +108,24 @@ def draft_beside(target: Path) -> Iterator[Path]:
 def _locked_folder(target: Path) -> tuple[Path, int]:
     """A new draft folder and the descriptor that holds its lock, until it is closed or the process ends."""
     while True:
-        draft = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+        draft = target.parent / f".{target.name}.{secrets.token_hex(4)}.partial"
         try:
+            draft.mkdir(mode=0o700)
             lock = os.open(draft, os.O_RDONLY)
+            with suppress(OSError):  # a file system without locks: then nothing is swept there either
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            if draft.exists():
+                return draft, lock
+            os.close(lock)
         except FileNotFoundError:
+            if not target.parent.exists():
+                raise
             continue  # another run swept it before it was locked
-        with suppress(OSError):  # a file system without locks: then nothing is swept there either
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        if draft.exists():
-            return draft, lock
-        os.close(lock)
+        except OSError:
+            raise
+        except BaseException:
+            remove(draft)
+            raise
 
 
 def _sweep(target: Path) -> None:

@@ -43,11 +43,12 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
             "seconds": round(report.duration, 2),
             **noted,
         }
+        _write()
 
 
-def pytest_sessionfinish() -> None:
-    target = os.environ.get("TRTSHIP_GPU_RESULTS")
-    if target and _outcomes:
+def _write() -> None:
+    """After every test: a run that is ended halfway has its results."""
+    if target := os.environ.get("TRTSHIP_GPU_RESULTS"):
         document = {
             "what": "tests/gpu",
             "date": datetime.now(UTC).isoformat(timespec="seconds"),

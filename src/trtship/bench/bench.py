@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -15,6 +14,7 @@ from trtship.bench.report import BenchReport
 from trtship.bench.timing import ROUNDS
 from trtship.bundle.bundle import Bundle
 from trtship.errors import DeviceError, SpecError
+from trtship.files import temporary_folder
 from trtship.gpu import list_gpus
 from trtship.progress import SILENT, Progress
 from trtship.sources import LoadedModel
@@ -56,12 +56,12 @@ def bench(
             "no NVIDIA GPU here", why="timings of a GPU need one", do="run it on the machine with the GPU"
         )
     m = bundle.manifest
-    with tempfile.TemporaryDirectory(prefix="trtship-bench-") as name, closing(Builders(m.family)) as builders:
-        field = Field(bundle, original, options, builders=builders, builds=builds, folder=Path(name), progress=progress)
+    with temporary_folder("trtship-bench-") as folder, closing(Builders(m.family)) as builders:
+        field = Field(bundle, original, options, builders=builders, builds=builds, folder=folder, progress=progress)
         heats = [field.heat(batch, peers, paths) for batch in batches]
         outcomes = race(
             [heats] if together else [[heat] for heat in heats],
-            folder=Path(name),
+            folder=folder,
             device=device,
             within=within,
             rounds=rounds,

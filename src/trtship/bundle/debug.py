@@ -11,7 +11,6 @@ itself, so that the two have the same tensors.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -23,7 +22,7 @@ from trtship.bundle.debug_cases import Case, cases_of
 from trtship.bundle.runtime import open_session
 from trtship.errors import MachineError, OutputError, TrtshipError
 from trtship.family import choose_family
-from trtship.files import whole_folder
+from trtship.files import temporary_folder, whole_folder
 from trtship.passes import simplify
 from trtship.passes.base import interface_of
 from trtship.passes.optimization import optimize
@@ -234,8 +233,8 @@ class _Job:
         given, ours = typed(path), Lineage(self._graph)
         if 2 * len(same_tensors(ours, Lineage(given))) > len(ours.makers):
             return given
-        with tempfile.TemporaryDirectory() as folder:
-            simple, fast = Path(folder) / "simple.onnx", Path(folder) / "fast.onnx"
+        with temporary_folder() as folder:
+            simple, fast = folder / "simple.onnx", folder / "fast.onnx"
             simplify(path, simple, progress=self.progress)
             passes = find_passes(self.m.recipe.get("passes", ()))
             optimize(simple, fast, passes=passes, thaws=False, together=True, progress=self.progress)

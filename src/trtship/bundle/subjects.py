@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ from trtship.bundle.bundle import Bundle
 from trtship.bundle.runtime import open_session
 from trtship.bundle.top1 import Originals, top1_verdict
 from trtship.errors import GraphError, MachineError
+from trtship.files import temporary_folder
 from trtship.passes import emulate_low
 from trtship.progress import Progress
 from trtship.session.base import Session
@@ -52,11 +52,11 @@ def subjects_of(
             bundle, runtime="tensorrt", family=family, device=device, rebuild=False, progress=progress
         ).session
 
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         found = [Subject("graph fp32", lambda: OnnxRuntimeSession(bundle.path(m.graph)), usual, few, False)]
         if m.precision_graph != m.graph:
             low = f"graph {m.precision.value}"
-            found.append(Subject(low, lambda: _emulated(bundle, Path(folder)), usual, few, False))
+            found.append(Subject(low, lambda: _emulated(bundle, folder), usual, few, False))
         every = tuple(sorted({*usual, *_of_each_profile(limits, m.profiles)}))
         found.append(Subject("plan", plan, every, tuple(sorted({limits.min, limits.opt, limits.max})), True))
         yield tuple(found)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import io
 import math
-import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from trtship.calibrate.feeds import Feeds
 from trtship.calibrate.records import DEFAULT_METHOD, Calibration, Method, TensorRange
 from trtship.calibrate.sizes import root_mean_squares
 from trtship.errors import GraphError, SpecError
+from trtship.files import temporary_folder
 from trtship.graphs.storage import EXTERNAL_OVER, graph_files
 from trtship.needs import need
 from trtship.progress import SILENT, Progress
@@ -44,8 +44,8 @@ def calibrate(
     need("onnxruntime", purpose="calibration")
     if not feeds.rows:
         raise SpecError(f"{feeds.source} has nothing to calibrate with", why="it is empty", do="add pictures")
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        calibrator = _calibrator(graph, frozenset(tensors), method, Path(folder))
+    with temporary_folder() as folder, contextlib.redirect_stdout(io.StringIO()):
+        calibrator = _calibrator(graph, frozenset(tensors), method, folder)
         for index, batch in enumerate(feeds):
             progress.step(index * feeds.batch / feeds.rows, f"{index * feeds.batch} of {feeds.rows} pictures")
             _collect(calibrator, batch, graph)

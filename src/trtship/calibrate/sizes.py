@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from trtship.calibrate.feeds import Feeds
+from trtship.files import temporary_folder
 from trtship.graphs.storage import load_graph, save_graph
 from trtship.session.onnxruntime import OnnxRuntimeSession
 
@@ -30,9 +30,9 @@ def root_mean_squares(graph: Path, tensors: Sequence[str], feeds: Feeds) -> dict
             model.graph.append(ir.Node("", op, [values[name]], attributes, outputs=[output]))
             model.graph.outputs.append(output)
     squares, sizes = dict.fromkeys(tensors, 0.0), dict.fromkeys(tensors, 0)
-    with tempfile.TemporaryDirectory() as folder:
-        save_graph(model, Path(folder) / "sizes.onnx")
-        with OnnxRuntimeSession(Path(folder) / "sizes.onnx") as session:
+    with temporary_folder() as folder:
+        save_graph(model, folder / "sizes.onnx")
+        with OnnxRuntimeSession(folder / "sizes.onnx") as session:
             for _, batch in zip(range(BATCHES), feeds, strict=False):
                 found = session.infer(batch)
                 for index, name in enumerate(tensors):

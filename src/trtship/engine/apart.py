@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from trtship.engine.build_messages import LAYERS, LOG, PLAN, REPORT, Job, Refuse
 from trtship.engine.layers import PlanLayers
 from trtship.errors import BuildCrashed, Cancelled, error_named
 from trtship.family import Family
+from trtship.files import temporary_folder
 from trtship.processes import end, how_it_ended, last_words, start
 from trtship.progress import SILENT, Progress
 from trtship.spec import Precision, ShapeRange, TensorSpec, from_json
@@ -36,7 +36,7 @@ def plan_apart(
 
     Raises what `plan_from_onnx` raises, and BuildCrashed.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         job = Job(
             graph=str(graph.absolute()),
             family=family.name,
@@ -45,14 +45,14 @@ def plan_apart(
             single=tuple(single),
             precision=precision,
             targets=tuple(targets),
-            folder=folder,
+            folder=str(folder),
         )
-        _run(job, Path(folder), family, progress)
+        _run(job, folder, family, progress)
         return Plan(
-            data=(Path(folder) / PLAN).read_bytes(),
-            log=(Path(folder) / LOG).read_text(),
-            report=from_json((Path(folder) / REPORT).read_bytes(), BuildReport, what="the build's report"),
-            layers=from_json((Path(folder) / LAYERS).read_bytes(), PlanLayers, what="the plan's layers"),
+            data=(folder / PLAN).read_bytes(),
+            log=(folder / LOG).read_text(),
+            report=from_json((folder / REPORT).read_bytes(), BuildReport, what="the build's report"),
+            layers=from_json((folder / LAYERS).read_bytes(), PlanLayers, what="the plan's layers"),
         )
 
 

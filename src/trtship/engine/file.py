@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from trtship.engine.build import BuildReport, check_can_build
 from trtship.engine.profiles import usual_profiles
 from trtship.errors import SpecError
 from trtship.family import choose_family
-from trtship.files import refuse_to_replace, whole_file
+from trtship.files import refuse_to_replace, temporary_folder, whole_file
 from trtship.passes import to_precision
 from trtship.progress import SILENT, Progress
 from trtship.sources import LoadedGraph, SourceOptions, resolve
@@ -65,8 +64,8 @@ def plan_file_from_onnx(
             do="leave its --batch or --size away",
         )
     single = usual_profiles(loaded.inputs, ranges) if profiles is None else profiles
-    with tempfile.TemporaryDirectory() as folder:
-        typed = Path(folder) / graph.name  # the name that TensorRT's complaints should have
+    with temporary_folder() as folder:
+        typed = folder / graph.name  # the name that TensorRT's complaints should have
         to_precision(graph, typed, precision, io_dtype=io_dtype)
         inputs = tuple(msgspec.structs.replace(s, dtype=io_dtype) if s.dtype == "float32" else s for s in loaded.inputs)
         with progress.stage("build the plan", f"with {chosen}"):

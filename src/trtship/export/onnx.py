@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
-import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from trtship.errors import ExportMismatchError, GateError, GraphError, SpecError
 from trtship.export.check import check_export
 from trtship.export.mend import Thaw, check_and_mend
 from trtship.export.outputs import settle_outputs
+from trtship.files import temporary_folder
 from trtship.graphs import EXTERNAL_OVER, load_graph, save_graph
 from trtship.measure import Measure, random_inputs
 from trtship.needs import need
@@ -175,8 +175,8 @@ def _run(
                 dynamic: dict[str, Any] = {s.name: a for s, a in zip(inputs, axes, strict=True) if a}
                 if batch is not None:
                     dynamic |= {name: {0: batch} for name in outputs}
-                with tempfile.TemporaryDirectory(dir=target.parent) as folder:  # large models: one file a weight
-                    draft = Path(folder) / target.name
+                with temporary_folder(beside=target) as folder:  # large models: one file a weight
+                    draft = folder / target.name
                     torch.onnx.export(module, example, str(draft), dynamo=False, dynamic_axes=dynamic, **names)
                     _write(load_graph(draft), target, opset, external_over)
     except (TrtshipError, OSError):  # a full disk says nothing about the model

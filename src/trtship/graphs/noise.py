@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from trtship.files import temporary_folder
 from trtship.graphs.noisy import DRAW, Sizes, add_noise, noise_sizes
 from trtship.graphs.rounding import QUANTILE, rounding_bound
 from trtship.graphs.storage import load_graph, save_graph
@@ -33,8 +33,8 @@ AMPLIFIED = 64.0
 def open_noisy(model: onnx_ir.Model, sizes: Mapping[onnx_ir.Node, Sizes]) -> Iterator[OnnxRuntimeSession]:
     """`model`, whose tensors are all float32, running with noise (`trtship.graphs.noisy`). Edits it."""
     add_noise(model, sizes)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "noisy.onnx"
+    with temporary_folder() as folder:
+        path = folder / "noisy.onnx"
         save_graph(model, path)
         with OnnxRuntimeSession(path) as session:
             yield session

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from msgspec.structs import replace
 
 from trtship.errors import GraphError
+from trtship.files import temporary_folder
 from trtship.graphs.rounding import precision_of, rounding_bound
 from trtship.graphs.storage import EXTERNAL_OVER, load_graph, save_graph
 from trtship.measure import worst
@@ -66,8 +66,8 @@ def simplify(
     original = load_graph(source)
     inputs, _ = interface_of(original)
     wanted = sizes if sizes is not None else default_sizes(inputs)
-    with tempfile.TemporaryDirectory() as folder:
-        draft = Path(folder) / "simplified.onnx"
+    with temporary_folder() as folder:
+        draft = folder / "simplified.onnx"
         with progress.stage("simplify", f"{len(original.graph)} nodes"):
             fault = _run_onnxsim(source, draft, make_feeds(inputs, wanted[0]))
         report = SimplifyReport(kept="original", why=fault, nodes_before=len(original.graph))

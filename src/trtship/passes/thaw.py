@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from trtship.errors import GraphError
+from trtship.files import temporary_folder
 from trtship.graphs import EXTERNAL_OVER, load_graph, precision_of, rounding_bound, save_graph
 from trtship.measure import Measure, measure, random_inputs, worst
 from trtship.passes.frozen_batch import FrozenBatch
@@ -61,8 +61,8 @@ def thaw_batch(
     Proved at the traced batch against `source`, and at one more by rows, alone against together. Raises GraphError for
     a batch that is frozen and cannot be repaired, naming the node, and the line of the model where that is known.
     """
-    with tempfile.TemporaryDirectory() as folder, progress.stage("look for a frozen batch"):
-        draft = Path(folder) / "thawed.onnx"
+    with temporary_folder() as folder, progress.stage("look for a frozen batch"):
+        draft = folder / "thawed.onnx"
         try:
             report = FrozenBatch(traced=traced, letter=letter).apply(source, draft, external_over=external_over)
         except GraphError as refusal:

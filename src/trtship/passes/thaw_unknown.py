@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 from trtship.errors import GraphError
+from trtship.files import temporary_folder
 from trtship.graphs import EXTERNAL_OVER, load_graph, save_graph
 from trtship.passes.base import interface_of
 from trtship.passes.thaw import TRACED, ThawReport, rows_agree, same_function, thaw_batch
@@ -56,9 +56,9 @@ def thaw_unknown(
         return ThawReport(traced=TRACED)
     found: list[tuple[Path, ThawReport]] = []
     refusal: GraphError | None = None
-    with tempfile.TemporaryDirectory() as folder, progress.stage("look for the batch that the graph is frozen at"):
+    with temporary_folder() as folder, progress.stage("look for the batch that the graph is frozen at"):
         for batch in _likely_batches(source):
-            draft = Path(folder) / f"{batch}.onnx"
+            draft = folder / f"{batch}.onnx"
             try:
                 report = thaw_batch(source, draft, traced=batch, sizes=sizes, external_over=external_over)
             except GraphError as error:

@@ -7,7 +7,6 @@ stream. Only a share of them are outputs at a time, by the size of those before,
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trtship.errors import TrtshipError
+from trtship.files import temporary_folder
 from trtship.graphs.operators import MOVES, PRODUCTS
 from trtship.graphs.storage import load_graph
 from trtship.measure import measure
@@ -78,8 +78,7 @@ def errors_by_layer(
     """
     feeds, _ = reference.at(rows)
     try:
-        with tempfile.TemporaryDirectory(prefix="trtship-layers-") as name:
-            folder = Path(name)
+        with temporary_folder("trtship-layers-") as folder:
             emulate_low(low, folder / "low.onnx")
             full, rounded = load_graph(graph), load_graph(folder / "low.onnx")
             pairs = _pairs(spine(full.graph), rounded.graph)

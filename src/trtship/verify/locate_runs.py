@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import msgspec
@@ -12,6 +11,7 @@ import msgspec
 from trtship.engine import plan_apart
 from trtship.errors import BuildError, GraphError
 from trtship.family import Family
+from trtship.files import temporary_folder
 from trtship.passes.emulate import Emulate
 from trtship.progress import SILENT, Progress
 from trtship.session.base import Array, Session
@@ -19,7 +19,7 @@ from trtship.session.onnxruntime import OnnxRuntimeSession
 from trtship.session.tensorrt import TensorRTSession
 from trtship.spec import Precision, ShapeRange, TensorSpec
 from trtship.verify.compare import as_session_takes
-from trtship.verify.locate_graph import copy_of, part, temporary, written
+from trtship.verify.locate_graph import copy_of, part, written
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -82,8 +82,8 @@ def run_part(model: onnx_ir.Model, names: Sequence[str], feeds: Mapping[str, Arr
     """The tensors of these names, from a session that computes nothing else and fuses nothing."""
     inputs = [value.name or "" for value in model.graph.inputs if not value.is_initializer()]
     with (
-        temporary() as folder,
-        OnnxRuntimeSession(written(part(model, inputs, names), Path(folder) / "part.onnx"), optimize=False) as session,
+        temporary_folder("trtship-debug-") as folder,
+        OnnxRuntimeSession(written(part(model, inputs, names), folder / "part.onnx"), optimize=False) as session,
     ):
         return run_on(session, feeds)
 
@@ -129,8 +129,8 @@ class PlanRuns(Suspect):
 
     def build(self, names: Sequence[str]) -> bytes:
         """The plan with these tensors as outputs beside its own. Raises GraphError, BuildError."""
-        with temporary() as folder:
-            graph = written(with_outputs(self.model, names), Path(folder) / "model.onnx")
+        with temporary_folder("trtship-debug-") as folder:
+            graph = written(with_outputs(self.model, names), folder / "model.onnx")
             plan = plan_apart(
                 graph,
                 family=self._family,

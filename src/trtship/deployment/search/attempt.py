@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from trtship.deployment.search.gates import judged, measured
 from trtship.deployment.stages import GRAPH, PLAN, REPORT, Stages
 from trtship.deployment.way import Way
 from trtship.errors import BuildError, GraphError
+from trtship.files import temporary_folder
 from trtship.gpu import list_gpus
 from trtship.spec import Record, as_plain, from_json, to_json
 from trtship.verify import Verdict
@@ -63,9 +63,9 @@ def attempt(stages: Stages, common: Common, way: Way) -> Attempt:
 
 def _tried(stages: Stages, common: Common, made: Made, begun: float) -> Tried:
     def make(folder: Path) -> None:
-        with tempfile.TemporaryDirectory(prefix="trtship-candidate-") as name:
-            assemble(stages, common, made, Path(name), name="candidate")
-            verdicts = _checked(stages, Bundle.open(name))
+        with temporary_folder("trtship-candidate-") as draft:
+            assemble(stages, common, made, draft, name="candidate")
+            verdicts = _checked(stages, Bundle.open(draft))
         tried = Tried(verdicts=verdicts, seconds=round(time.monotonic() - begun, 2))
         if not all(map(_is_lasting, verdicts)):
             raise _Fleeting(tried)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import msgspec
 from trtship.bench.reasons import reason_of
 from trtship.bundle.bundle import Bundle
 from trtship.bundle.verify import check_bundle
+from trtship.files import temporary_folder
 from trtship.processes import end, how_it_ended, keep_stdout, last_words, start
 from trtship.progress import Progress
 from trtship.spec import Record
@@ -28,8 +28,8 @@ class Answer(Record, frozen=True):
 def check_apart(bundle: Bundle, *, eval_dir: Path | None, family: str, progress: Progress) -> tuple[Verdict, ...]:
     """`check_bundle` there. A process that ends without an answer fails the plan, with its last words."""
     arguments = [str(bundle.folder.absolute()), family, *([] if eval_dir is None else [str(eval_dir.absolute())])]
-    with tempfile.TemporaryDirectory() as name, progress.stage("verify", bundle.manifest.precision.value):
-        log = Path(name) / "stderr.txt"
+    with temporary_folder() as folder, progress.stage("verify", bundle.manifest.precision.value):
+        log = folder / "stderr.txt"
         process = start("trtship.deployment.search.check_process", *arguments, log=log)
         try:
             found, _ = process.communicate()

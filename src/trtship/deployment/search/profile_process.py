@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from trtship.bench.plan import PlanFile
 from trtship.bench.reasons import reason_of
 from trtship.errors import DeviceError
 from trtship.family import choose_family
+from trtship.files import temporary_folder
 from trtship.processes import end, how_it_ended, keep_stdout, last_words, start
 from trtship.session.tensorrt import TensorRTSession
 from trtship.spec import Record, from_json, to_json
@@ -32,8 +32,8 @@ class LayerMilliseconds(Record, frozen=True):
 
 def layer_times_apart(plan: PlanFile, feeds: Mapping[str, Any]) -> LayerMilliseconds:
     """The layers of `plan` on `feeds`, numpy arrays by input, of one batch. Raises DeviceError where it cannot run."""
-    with tempfile.TemporaryDirectory(prefix="trtship-layers-") as name:
-        folder, log = Path(name), Path(name) / "stderr.txt"
+    with temporary_folder("trtship-layers-") as folder:
+        log = folder / "stderr.txt"
         (folder / PLAN).write_bytes(to_json(plan))
         np.savez(folder / FEEDS, **dict(feeds))
         process = start("trtship.deployment.search.profile_process", str(folder), log=log)

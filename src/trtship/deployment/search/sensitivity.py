@@ -8,7 +8,6 @@ which predicts the error of a mixture; `Meter.error` measures it.
 from __future__ import annotations
 
 import math
-import tempfile
 import time
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from trtship.files import temporary_folder
 from trtship.measure import measure, worst
 from trtship.passes.quantize_places import Scope
 from trtship.passes.switches import SWITCHES, switchable
@@ -50,8 +50,8 @@ class Meter:
         ranges: Mapping[str, float] | None = None,
         scope: Scope = "fused",
     ) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            target = Path(folder) / "switched.onnx"
+        with temporary_folder() as folder:
+            target = folder / "switched.onnx"
             self.nodes = switchable(graph, target, precision, ranges=ranges, scope=scope)
             # as it is written where it is quantized: fusions of onnxruntime 1.32 change what fp8's Q and DQ mean
             self._session = OnnxRuntimeSession(target, optimize=not precision.quantized)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -20,6 +19,7 @@ from trtship.bundle.candidates import Latency
 from trtship.deployment.making import Common, Made
 from trtship.deployment.search.attempt import Attempt
 from trtship.deployment.stages import GRAPH, PLAN, REPORT, Stages
+from trtship.files import temporary_folder
 from trtship.sources import LoadedModel
 from trtship.spec import Precision, Record, batch_range, from_json, to_json
 from trtship.verify import Reference
@@ -74,8 +74,7 @@ def time_all(stages: Stages, common: Common, attempts: Sequence[Attempt]) -> Tim
 def _race(stages: Stages, common: Common, made: dict[str, Made], batches: Sequence[int]) -> Times:
     reference = common.reference
     has_module = isinstance(stages.model, LoadedModel)
-    with tempfile.TemporaryDirectory(prefix="trtship-race-") as name:
-        folder = Path(name)
+    with temporary_folder("trtship-race-") as folder:
         reference.save(folder / "reference")
         work = _work(stages, common, folder / "reference", reference)
         bound = max(bound.value for one in made.values() for subject, bound in one.bounds.items() if subject == "plan")
