@@ -58,15 +58,16 @@ class Judged:
 
     def locate(self, model: ir.Model) -> Located | None:
         """What the search finds on the first inputs on which the graph is wrong."""
-        return self._located(GraphRuns(model, self.precision))
+        return self.locate_by(GraphRuns(model, self.precision))
 
     def locate_in_plan(self, model: ir.Model, family: Family, *, inputs: Specs, outputs: Specs) -> Located | None:
         """The same of its plan. Needs a GPU."""
         ranges = self.bundle.manifest.ranges
         runs = PlanRuns(model, self.precision, family=family, inputs=inputs, outputs=outputs, ranges=ranges)
-        return self._located(runs)
+        return self.locate_by(runs)
 
-    def _located(self, suspect: Suspect) -> Located | None:
+    def locate_by(self, suspect: Suspect) -> Located | None:
+        """The same of any suspect."""
         searches = (Search(suspect, self.original, case.feeds) for case in cases_of(self.bundle))
         return next((found for search in searches if (found := search.locate()) is not None), None)
 

@@ -5,6 +5,8 @@ python tests/faults/page.py     # writes the page anew: about a minute
 
 from __future__ import annotations
 
+import json
+import re
 import tempfile
 from collections.abc import Iterator
 from functools import cache
@@ -19,7 +21,9 @@ from variants import VARIANTS
 from trtship.verify.locate import Located
 from trtship.verify.verdict import COMPARISONS
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "faults.md"
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "docs" / "faults.md"
+ON_GPU = ROOT / "benchmarks" / "results" / "gpu_faults.json"
 HEAD = """# Planted faults
 
 Defects that exporters, passes and runtimes have had, planted one at a time in the digits Swin (`tests/faults`): in
@@ -27,7 +31,7 @@ the strongly typed graph that its plan is built from, or in the session that run
 catch each, the one that it is for among them, and `trtship debug`'s search must name a node that is guilty. The checks
 are a comparison with eager PyTorch (relative L2 at several batch sizes) and the probes.
 
-All of this ran through onnxruntime on a CPU; plans with planted defects are for a GPU, in `tests/gpu`.
+The first two tables ran through onnxruntime on a CPU, the third is of real plans on a GPU (`tests/gpu`).
 `PYTHONPATH=tests python tests/faults/page.py` writes this page, and the tests fail where it says something else than
 they find.
 
@@ -42,6 +46,14 @@ IN_SESSIONS = """
 There is no node to name: the graph is right.
 
 | defect | what was planted | caught by |
+| --- | --- | --- |
+"""
+IN_PLANS = """
+## In plans, on a GPU
+
+Plans that were built from graphs with these defects, and run: {where}, by `{command}`.
+
+| defect | the test | caught by |
 | --- | --- | --- |
 """
 RIGHT = """
@@ -63,6 +75,21 @@ def row_of(defect: Defect, located: Located) -> str:
 
 def session_row(defect: SessionDefect) -> str:
     return f"| {defect.name} | {defect.what} | {checks(defect.caught_by)} |"
+
+
+def plan_rows() -> list[str]:
+    """From the results of the last run on a GPU."""
+    rows = []
+    for name, test in json.loads(ON_GPU.read_text())["tests"].items():
+        if defect := re.search(r"defect_of_a_plan_is_caught\[(.*)\]", name):
+            rows.append(f"| {defect[1]} | {test['outcome']} | {checks(tuple(test.get('caught_by', ())))} |")
+    return rows
+
+
+def plans_head() -> str:
+    found = json.loads(ON_GPU.read_text())
+    gpus = ", ".join(gpu["name"] for gpu in found["machine"]["gpus"])
+    return IN_PLANS.format(where=f"{gpus}, {found['date'][:10]}", command=found["command"])
 
 
 def page_rows() -> list[str]:
@@ -97,7 +124,8 @@ def page() -> str:
         for runtime in SESSION_DEFECTS:
             caught = failed(judged("fp16").verdicts(lambda: runtime.wrap(opens()), is_plan=True))  # noqa: B023
             assert caught >= set(runtime.caught_by), (runtime.name, caught)
-    tables = (HEAD, rows), (IN_SESSIONS, map(session_row, SESSION_DEFECTS)), (RIGHT, right_ones())
+    tables = (HEAD, rows), (IN_SESSIONS, map(session_row, SESSION_DEFECTS))
+    tables = *tables, (plans_head(), plan_rows()), (RIGHT, right_ones())
     return "".join(head + "\n".join(lines) + "\n" for head, lines in tables)
 
 

@@ -18,6 +18,8 @@ from trtship.bundle import Bundle
 from trtship.bundle.debug import debug_bundle, reproduce
 from trtship.errors import BundleError, DeviceError, OutputError
 from trtship.gpu import list_gpus
+from trtship.verify.locate_report import LOADER, bug_report
+from trtship.verify.locate_runs import GraphRuns
 
 Digits = Callable[[str], Judged]
 BY_NAME = {defect.name: defect for defect in DEFECTS}
@@ -62,6 +64,33 @@ def test_the_guilty_node_its_reproduction_and_a_text_about_it(digits: Digits, tm
     assert guilty[0] in text
     assert "trtship debug --reproduce fault" in text
     assert not list(tmp_path.glob(".*partial"))
+
+
+def test_the_text_about_a_plan_has_the_command_for_polygraphy_too(digits: Digits, tmp_path: Path) -> None:
+    bundle, _ = spoilt(digits("fp16"), "heads swapped", tmp_path)
+    report = debug_bundle(bundle, output=tmp_path / "fault")
+    assert report.reproduction is not None
+    assert report.wrong is not None
+    assert report.wrong.located is not None
+    made = msgspec.structs.replace(report.reproduction, subject="plan")
+    text = bug_report(report.wrong.located, made, runtime="r", case="c", versions={}, folder="fault", nodes=())
+    assert (
+        f"polygraphy run fault/minimal.onnx --trt --strongly-typed --onnxrt --data-loader-script fault/{LOADER}" in text
+    )
+
+
+def test_in_a_suspect_that_is_fused_the_graph_says_which_node_overflows(digits: Digits) -> None:
+    """As in a plan: to look at a tensor is to keep it, which takes apart the kernel that it was inside of."""
+
+    class Fused(GraphRuns):
+        changes = True
+
+    judged = digits("fp16")
+    model = judged.graph()
+    guilty = BY_NAME["layer norm overflows"].plant(model)
+    located = judged.locate_by(Fused(model, judged.precision))
+    assert located is not None
+    assert located.node in guilty
 
 
 def test_where_the_fp32_graph_is_wrong_another_export_says_what_is_right(digits: Digits, tmp_path: Path) -> None:

@@ -41,6 +41,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
         _outcomes[report.nodeid.split("tests/gpu/")[1]] = {
             "outcome": report.outcome,
             "seconds": round(report.duration, 2),
+            **({"message": report.longreprtext[-2000:]} if report.outcome == "failed" else {}),
             **noted,
         }
         _write()

@@ -100,6 +100,47 @@ def test_weights_have_a_scale_a_channel_but_one_together_where_they_read_one_ten
     assert [len(found) for found in by_tensor.values()] == [1] * 4
 
 
+@pytest.mark.parametrize("precision", QUANTIZED)
+def test_scales_of_channels_behind_the_product_are_the_same_numbers(
+    precision: Precision, digits_graph: Path, tmp_path: Path
+) -> None:
+    results: list[np.ndarray] = []
+    reports = []
+    for behind in (False, True):
+        reports.append(quantize(digits_graph, tmp_path, precision, channels_behind=behind))
+        with OnnxRuntimeSession(tmp_path / "q.onnx", optimize=False) as session:
+            results.append(next(iter(session.infer(random_inputs(session.inputs, {"B": 4})).values())))
+    channels, behind = reports
+    assert [(p.node, p.result, p.per_channel) for p in behind.products] == [
+        (p.node, p.result, p.per_channel) for p in channels.products
+    ]
+    model = load_graph(tmp_path / "q.onnx")
+    scales = [node.inputs[1] for node in model.graph if node.op_type == "DequantizeLinear"]
+    assert {value.shape.rank() for value in scales} == {0}  # type: ignore[union-attr]
+    makers = {value.name: node for node in model.graph for value in node.outputs}
+    for product in behind.products:
+        assert makers[product.result].op_type == ("Mul" if product.per_channel else "MatMul")
+    with OnnxRuntimeSession(digits_graph, optimize=False) as session:
+        exact = next(iter(session.infer(random_inputs(session.inputs, {"B": 4})).values()))
+    off = [float(np.linalg.norm(one - exact) / np.linalg.norm(exact)) for one in results]
+    assert off[1] <= 1.5 * off[0]  # two quantized runs part by as much as each is off: see calibrate/noise.py
+
+
+def test_a_gemm_with_a_bias_has_one_scale_where_channels_are_behind(tmp_path: Path) -> None:
+    body = """(float[B, 4] x) => (float[B, 4] y) { a = MatMul(x, w) r = Softmax(a) g = Gemm(r, w, b) h = Gemm(g, w)
+        i = Softmax(h) y = MatMul(i, w) }"""
+    eye = np.diag(np.array([1, 2, 3, 4], np.float32))
+    source = written(tmp_path / "g.onnx", body, opset=20, w=eye, b=np.ones(4, np.float32))
+    report = quantize(source, tmp_path, INT8, channels_behind=True)
+    assert {p.node: p.per_channel for p in report.products} == {"g": False, "h": True}
+    x = np.array([[0.5, 0.25, 0.25, 0.0]], np.float32)
+    found = []
+    for graph in (source, tmp_path / "q.onnx"):
+        with OnnxRuntimeSession(graph, optimize=False) as session:
+            found.append(session.infer({"x": x})["y"])
+    np.testing.assert_allclose(found[1], found[0], atol=0.2)
+
+
 @pytest.mark.parametrize(("precision", "left"), [(INT8, ("fc1", "fc2")), (FP8, ("fc1",))])
 def test_fused_leaves_out_what_would_take_a_gelu_apart(
     precision: Precision, left: tuple[str, ...], digits_graph: Path, tmp_path: Path

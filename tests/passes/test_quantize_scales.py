@@ -15,7 +15,14 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from trtship.errors import SpecError
-from trtship.passes.quantize_scales import LARGEST, quantized_weight, relative_error, scale_of, weight_scales
+from trtship.passes.quantize_scales import (
+    LARGEST,
+    quantized_weight,
+    relative_error,
+    scale_of,
+    split_scales,
+    weight_scales,
+)
 from trtship.spec import Precision
 
 BOTH = st.sampled_from([Precision.INT8, Precision.FP8])
@@ -105,3 +112,15 @@ def test_weights_of_zeros_have_a_scale_and_no_error(tmp_path: Path) -> None:
     scales = weight_scales(weight, 0, Precision.INT8)
     assert (scales > 0).all()
     assert relative_error(weight, quantized_weight(weight, scales, 0, Precision.INT8), scales, 0) == 0
+
+
+@given(WEIGHTS, st.sampled_from([0, 1]), BOTH)
+def test_scales_of_channels_are_shares_of_the_largest(weight: Any, axis: int, precision: Precision) -> None:
+    scales = weight_scales(weight, axis, precision)
+    whole, shares = split_scales(scales)
+    assert whole == scales.max()
+    assert np.array_equal(shares, shares.astype(np.float16).astype(np.float32))
+    assert (shares <= 1).all()
+    steps = whole.astype(np.float64) * shares
+    assert (steps >= scales).all()
+    assert (steps <= np.maximum(scales * (1 + 2.0**-10), whole * 2.0**-10)).all()

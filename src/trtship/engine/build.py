@@ -117,7 +117,7 @@ def plan_from_onnx(
             plan_mib=round(len(data) / 2**20, 2),
             warnings=sum(line.startswith("[W]") for line in log),
         )
-    layers = layers_of(data, family=family, said=said, tf32=precision.tf32)
+    layers = layers_of(data, family=family, said=said, tf32=precision.tf32, profiles=len(profiles))
     return Plan(data, "\n".join(log) + "\n", report, layers)
 
 

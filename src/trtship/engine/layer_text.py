@@ -61,21 +61,25 @@ _PIECE = re.compile(r"_myl(\d+)_\d+\Z")
 _END = re.compile(r"\n\n(?=\S[^\n]*:\n|\Z)")
 
 
-def layers_from_text(text: str) -> tuple[tuple[Layer, ...], int]:
-    """The layers of one message of the verbose log, and how many of its entries could not be read."""
+def layers_from_text(text: str, *, profiles: int = 1) -> tuple[tuple[Layer, ...], int]:
+    """The layers of one message of the verbose log, and how many of its entries could not be read; `profiles` is how
+    many optimization profiles the plan has."""
     listed = _END.split(text.partition("Layers:")[2], maxsplit=1)[0]
     entries = [entry for entry in re.split(r"\n(?=Name: )", listed) if entry.strip()]
     found = [_layer_of(entry.rstrip("\n")) for entry in entries]
-    return _with_profiles([layer for layer in found if layer is not None]), found.count(None)
+    return _with_profiles([layer for layer in found if layer is not None], profiles), found.count(None)
 
 
-def _with_profiles(layers: list[Layer]) -> tuple[Layer, ...]:
+def _with_profiles(layers: list[Layer], profiles: int) -> tuple[Layer, ...]:
     """Each with its profile.
 
     TensorRT adds `[profile 1]` to the names that come from the graph, for all profiles but the first. Kernels that it
-    generates bear the number of the piece of the graph that they are in (`_myl1_37`); a piece is of one profile.
+    generates bear the number of the piece of the graph that they are in (`_myl1_37`); a piece is of one profile. Where
+    there are as many pieces as `profiles`, each is its own profile's, in order: a graph that is fused to the last node
+    has no name of its own left.
     """
-    pieces: dict[str, int] = {}
+    numbers = sorted({int(piece[1]) for layer in layers if (piece := _PIECE.search(layer.name))})
+    pieces = {str(number): index for index, number in enumerate(numbers)} if len(numbers) == profiles else {}
     for layer in layers:
         said, piece = _PROFILE.search(layer.name), _PIECE.search(layer.name)
         if said and piece:
@@ -117,13 +121,14 @@ def _layer_of(entry: str) -> Layer | None:
     )
 
 
-def layers_from_json(text: str) -> tuple[Layer, ...]:
-    """The layers that the inspector lists. Raises ValueError where that is no JSON, or has no list of layers."""
+def layers_from_json(text: str, *, profiles: int = 1) -> tuple[Layer, ...]:
+    """The layers that the inspector lists, of a plan with so many `profiles`. Raises ValueError where that is no
+    JSON, or has no list of layers."""
     plain = json.loads(text)
     listed = plain.get("Layers") if isinstance(plain, dict) else None
     if not isinstance(listed, list):
         raise ValueError('it has no list of "Layers"')
-    return _with_profiles([_layer_of_json(one if isinstance(one, dict) else {"Name": one}) for one in listed])
+    return _with_profiles([_layer_of_json(one if isinstance(one, dict) else {"Name": one}) for one in listed], profiles)
 
 
 def _layer_of_json(one: dict[str, Any]) -> Layer:

@@ -24,8 +24,9 @@ class PlanLayers(Record, frozen=True):
     layers: tuple[Layer, ...]
 
 
-def layers_of(plan: bytes, *, family: Family, said: Sequence[str], tf32: bool) -> PlanLayers:
-    """The layers of a plan that was just built; `said` is what `recording_layers` heard meanwhile.
+def layers_of(plan: bytes, *, family: Family, said: Sequence[str], tf32: bool, profiles: int = 1) -> PlanLayers:
+    """The layers of a plan that was just built; `said` is what `recording_layers` heard meanwhile,
+    `profiles` how many optimization profiles it has.
 
     Never raises for a plan whose layers cannot be told: the plan is as good as before.
     """
@@ -34,7 +35,7 @@ def layers_of(plan: bytes, *, family: Family, said: Sequence[str], tf32: bool) -
         try:
             loaded = family.load(plan, tf32=tf32)
             try:
-                layers = layers_from_json(loaded.layer_information())
+                layers = layers_from_json(loaded.layer_information(), profiles=profiles)
             finally:
                 loaded.close()
             if layers:
@@ -44,7 +45,7 @@ def layers_of(plan: bytes, *, family: Family, said: Sequence[str], tf32: bool) -
             reasons.append(f"the plan could not be inspected here: {(str(error) or repr(error)).splitlines()[0]}")
     else:
         reasons.append("no GPU to load the plan on and inspect it")
-    layers, unread = layers_from_text(said[-1] if said else "")
+    layers, unread = layers_from_text(said[-1] if said else "", profiles=profiles)
     if unread:
         reasons.append(f"{unread} entries of TensorRT's log could not be read")
     if not layers:

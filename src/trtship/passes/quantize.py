@@ -5,6 +5,10 @@ asks. A tensor of activations has one scale and one Q/DQ pair, which all product
 int8 or fp8 (E4M3), have one scale for each output channel; but for products that share what they read (q, k and v of an
 attention) they have one scale together: TensorRT multiplies these at once, and multiplies channels' scales in, or keeps
 scales apart, in kernels of their own (benchmarks/notes.md).
+
+A scale for each channel is DequantizeLinear's, or a Mul behind the product (`channels_behind`), which is the same
+number. TensorRT for RTX 1.6 needs the latter: it moves a DequantizeLinear's channels behind the product by itself, and
+hands over the sum of the integers as fp16, which holds no more than 65504, before anything has scaled it.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ from trtship.graphs.storage import EXTERNAL_OVER
 from trtship.passes.base import Pass, PassResult
 from trtship.passes.opset import raise_opset
 from trtship.passes.quantize_places import Product, Scope, chosen_products, name_of
-from trtship.passes.quantize_scales import quantized_weight, relative_error, scale_of, weight_scales
+from trtship.passes.quantize_scales import quantized_weight, relative_error, scale_of, split_scales, weight_scales
 from trtship.passes.rewrite import Editor
 from trtship.spec import Precision, Record
 
@@ -78,6 +82,7 @@ class Quantize(Pass[QuantizeReport]):
         scope: Scope = "fused",
         exclude: Collection[str] = (),
         convolutions: bool = True,
+        channels_behind: bool = False,
     ) -> None:
         if not precision.quantized:
             raise SpecError(
@@ -85,6 +90,7 @@ class Quantize(Pass[QuantizeReport]):
             )
         self.precision, self.ranges, self.scope = precision, ranges, scope
         self.exclude, self.convolutions = frozenset(exclude), convolutions
+        self.channels_behind = channels_behind and scope != "weights"
 
     def call(self, model: onnx_ir.Model) -> PassResult[QuantizeReport]:
         """Edits `model`. Raises SpecError (names, ranges that are missing), GraphError for an opset too old."""
@@ -98,7 +104,7 @@ class Quantize(Pass[QuantizeReport]):
         if not chosen:
             return PassResult(model, False, report)
         raise_opset(model, FLOAT8_OPSET)
-        writer = _Writer(model, self.precision)
+        writer = _Writer(model, self.precision, channels_behind=self.channels_behind)
         groups: dict[onnx_ir.Value, list[Product]] = {}
         for product in chosen:
             groups.setdefault(product.activation, []).append(product)
@@ -109,6 +115,7 @@ class Quantize(Pass[QuantizeReport]):
             if self.scope != "weights":
                 tensors.append(writer.activation(activation, group, self._amax(activation.name or "")))
         common.RemoveUnusedNodesPass()(model)
+        model.graph.sort()
         found = tuple(products[product.node] for product in chosen)
         return PassResult(model, True, msgspec.structs.replace(report, products=found, tensors=tuple(tensors)))
 
@@ -121,9 +128,10 @@ class Quantize(Pass[QuantizeReport]):
 class _Writer:
     """Puts Q and DQ nodes in."""
 
-    def __init__(self, model: onnx_ir.Model, precision: Precision) -> None:
+    def __init__(self, model: onnx_ir.Model, precision: Precision, *, channels_behind: bool) -> None:
         import onnx_ir as ir
 
+        self._outputs, self._behind = model.graph.outputs, channels_behind
         self._editor = Editor(model, Quantize.name)
         self._precision = precision
         self._kind = ir.DataType.INT8 if precision is Precision.INT8 else ir.DataType.FLOAT8E4M3FN
@@ -137,22 +145,45 @@ class _Writer:
         found = {}
         for product in group:
             weight, axis = numbers[product.node], None if joined else product.axis
+            if self._behind and _has_bias(product.node):
+                axis = None
+            behind = self._behind and axis is not None and product.node.op_type != "Conv"
             scales = weight_scales(largest if joined else weight, axis, self._precision)
+            if behind:
+                whole, shares = split_scales(scales)
+                scales = whole * shares
             stored = quantized_weight(weight, scales, axis, self._precision)
             name = product.weight.name or "weight"
             inputs = [self._editor.constant(stored, f"{name}/{self._precision.value}")]
-            inputs.append(self._editor.constant(scales, f"{name}/scale"))
-            attributes = {} if axis is None else {"axis": axis}
+            inputs.append(self._editor.constant(whole if behind else scales, f"{name}/scale"))
+            attributes = {} if axis is None or behind else {"axis": axis}
             value = self._editor.node("DequantizeLinear", inputs, before=product.node, **attributes)
             _typed(value, product.weight)
             product.node.replace_input_with(list(product.node.inputs).index(product.weight, 1), value)
+            result = product.node.outputs[0].name or ""
             found[product.node] = QuantizedProduct(
                 node=name_of(product.node),
-                result=product.node.outputs[0].name or "",
+                result=result,
                 weight_error=relative_error(weight, stored, scales, axis),
                 per_channel=axis is not None,
             )
+            if behind:
+                self._multiply(product.node, self._editor.constant(shares, f"{name}/shares"))
         return found
+
+    def _multiply(self, node: onnx_ir.Node, shares: onnx_ir.Value) -> None:
+        """The node's result by `shares`, which takes its name and its place."""
+        before = node.outputs[0]
+        uses = list(before.uses())
+        after = self._editor.node("Mul", [before, shares], before=node)  # the graph is sorted at the end
+        after.type, after.shape = before.type, before.shape
+        for user, slot in uses:
+            user.replace_input_with(slot, after)
+        for index, output in enumerate(self._outputs):
+            if output is before:
+                self._outputs[index] = after
+        name, before.name = before.name, after.name
+        after.name = name
 
     def activation(self, source: onnx_ir.Value, group: Sequence[Product], amax: float) -> QuantizedTensor:
         """One pair, ahead of the first product that reads it."""
@@ -168,6 +199,10 @@ class _Writer:
         for product in group:
             product.node.replace_input_with(0, result)
         return QuantizedTensor(name=source.name or "", scale=scale, result=result.name or "")
+
+
+def _has_bias(node: onnx_ir.Node) -> bool:
+    return node.op_type == "Gemm" and len(node.inputs) > 2 and node.inputs[2] is not None
 
 
 def _typed(value: onnx_ir.Value, like: onnx_ir.Value, *, kind: onnx_ir.DataType | None = None) -> None:
@@ -186,6 +221,7 @@ def to_quantized(
     scope: Scope = "fused",
     exclude: Collection[str] = (),
     convolutions: bool = True,
+    channels_behind: bool = False,
     external_over: int = EXTERNAL_OVER,
 ) -> QuantizeReport:
     """Write the fp32 graph at `source` to `target`, fp32 still, with Q/DQ around its products with weights.
@@ -194,11 +230,14 @@ def to_quantized(
     is to represent, by name (`Calibration.ranges` of trtship.calibrate). `scope` says which products
     (`trtship.passes.quantize_places`); `weights` leaves activations alone, and needs no ranges. `exclude` are names of
     nodes (of the graph at `source`) that stay as they are; a product without a name goes by its first output's.
-    `convolutions` is False for a family without convolutions in this precision. The strongly typed graph is then
-    `to_precision(target, typed, precision)`, which makes everything else fp16.
+    `convolutions` is False for a family without convolutions in this precision; `channels_behind` is True for one that
+    must not be given a scale for each channel with the weights (a Gemm with a bias has one scale then). The strongly
+    typed graph is then `to_precision(target, typed, precision)`, which makes everything else fp16.
 
     The node and tensor names of `source` stay. Raises GraphError, SpecError (an unknown name, a range missing),
     OutputError.
     """
-    one = Quantize(precision, ranges, scope=scope, exclude=exclude, convolutions=convolutions)
+    one = Quantize(
+        precision, ranges, scope=scope, exclude=exclude, convolutions=convolutions, channels_behind=channels_behind
+    )
     return one.apply(source, target, external_over=external_over)

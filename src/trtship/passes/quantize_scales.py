@@ -17,6 +17,7 @@ Formats for Deep Learning", 2022, table 1)."""
 SMALLEST_SCALE = 2.0**-14
 """The smallest normal fp16 number: the scales of a strongly typed graph are fp16, as the tensors beside them."""
 LARGEST_SCALE = 65504.0
+SMALLEST_SHARE = 2.0**-10
 
 
 def scale_of(amax: float, precision: Precision) -> float:
@@ -37,6 +38,16 @@ def weight_scales(weight: Numbers, axis: int | None, precision: Precision) -> Nu
 
     others = tuple(i for i in range(weight.ndim) if i != axis) if axis is not None else None
     return _scales(np.abs(weight).max(axis=others, initial=0.0), precision)
+
+
+def split_scales(scales: Numbers) -> tuple[Numbers, Numbers]:
+    """`whole` and `shares`, float32: the largest of `scales` (fp16 numbers), and what each is of it, an fp16 number
+    from 2^-10 to 1, rounded upwards, so that `whole * shares` are scales as good, or coarser where a channel's weights
+    are a thousandth of another's."""
+    import numpy as np
+
+    whole = scales.max()
+    return whole, _upwards(np.maximum(scales.astype(np.float64) / whole, SMALLEST_SHARE)).astype(np.float32)
 
 
 def quantized_weight(weight: Numbers, scales: Numbers, axis: int | None, precision: Precision) -> Numbers:
@@ -68,6 +79,12 @@ def _scales(amax: Numbers, precision: Precision) -> Numbers:
     import numpy as np
 
     wanted = np.maximum(np.asarray(amax, np.float64) / LARGEST[precision], SMALLEST_SCALE)
+    return _upwards(wanted).astype(np.float32)
+
+
+def _upwards(wanted: Numbers) -> Numbers:
+    """The next fp16 numbers that are no smaller."""
+    import numpy as np
+
     near = wanted.astype(np.float16)
-    scales = np.where(near.astype(np.float64) < wanted, np.nextafter(near, np.float16(np.inf)), near)
-    return scales.astype(np.float32)
+    return np.where(near.astype(np.float64) < wanted, np.nextafter(near, np.float16(np.inf)), near)

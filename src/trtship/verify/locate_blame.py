@@ -9,7 +9,7 @@ import numpy as np
 
 from trtship.session.base import Array
 from trtship.verify.locate_graph import Lineage
-from trtship.verify.locate_runs import FAILURES, Suspect
+from trtship.verify.locate_runs import FAILURES, GraphRuns, Suspect
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -23,13 +23,14 @@ def blamed(
 ) -> onnx_ir.Node:
     """The first node that does not run, or that makes NaN or Inf, of `nodes` (first to last, what they read is right);
     else the last that is no copy of the reference's; else the last. Casts are blamed only where there is nothing else.
+    What a suspect that changes by being looked at does inside, its graph is asked for, as it is written.
     """
     if len(nodes) == 1:
         return nodes[0]
-    if not suspect.changes:
-        broken = next((node for node in nodes if _breaks(node, suspect, feeds)), None)
-        if broken is not None:
-            return broken
+    written = GraphRuns(suspect.model, suspect.precision) if suspect.changes else suspect
+    broken = next((node for node in nodes if _breaks(node, written, feeds)), None)
+    if broken is not None:
+        return broken
     others = [node for node in nodes if node.op_type != "Cast"] or list(nodes)
     u = suspect.precision.unit_roundoff
     changed = [node for node in others if not _is_copy(node, ours=ours, theirs=theirs, u=u)]

@@ -61,7 +61,7 @@ def bug_report(
         "    trtship debug --reproduce " + folder,
     ]
     if made.subject == "plan":
-        lines.append("    " + PLAN_COMMAND.format(folder))
+        lines.append("    " + PLAN_COMMAND.format(folder=folder, loader=LOADER))
     small = in_words(made.found) if made.found is not None else "not seen: it takes the whole graph"
     lines += ["", f"By itself: {small}.", "", "## Nodes", "", "```", *map(_line, nodes), "```", "", "## Versions", ""]
     lines += [f"- {name} {version}" for name, version in sorted(versions.items())]

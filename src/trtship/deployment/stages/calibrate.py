@@ -54,6 +54,7 @@ def quantized(stages: Stages, graph: Entry, way: Way, calibration: Calibration |
     """`way`'s nodes that are kept stay out of Q/DQ. Weights alone need no `calibration`. TensorRT for RTX 1.6 cannot
     build convolutions in int8 (ResNet-50, for compute capabilities 7.5, 8.0, 8.9 and 12.0)."""
     convolutions = stages.family.name != "tensorrt_rtx" or way.precision is not Precision.INT8
+    channels_behind = stages.family.is_rtx
     scope, ranges = stages.options.scope, calibration.ranges if calibration is not None else {}
 
     def make(folder: Path) -> None:
@@ -66,6 +67,7 @@ def quantized(stages: Stages, graph: Entry, way: Way, calibration: Calibration |
                 scope=scope,
                 exclude=way.kept,
                 convolutions=convolutions,
+                channels_behind=channels_behind,
             )
         if not report.products:
             raise GraphError(
@@ -89,6 +91,7 @@ def quantized(stages: Stages, graph: Entry, way: Way, calibration: Calibration |
         "kept": list(way.kept),
         "scope": scope,
         "convolutions": convolutions,
+        "channels_behind": channels_behind,
         "ranges": ranges,
         **stages.part("versions"),
     }
