@@ -74,9 +74,8 @@ def test_the_text_about_a_plan_has_the_command_for_polygraphy_too(digits: Digits
     assert report.wrong.located is not None
     made = msgspec.structs.replace(report.reproduction, subject="plan")
     text = bug_report(report.wrong.located, made, runtime="r", case="c", versions={}, folder="fault", nodes=())
-    assert (
-        f"polygraphy run fault/minimal.onnx --trt --strongly-typed --onnxrt --data-loader-script fault/{LOADER}" in text
-    )
+    assert "polygraphy run fault/minimal.onnx --trt --strongly-typed --onnxrt" in text
+    assert f"--data-loader-script fault/{LOADER}\n" in text
 
 
 def test_in_a_suspect_that_is_fused_the_graph_says_which_node_overflows(digits: Digits) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from defects import DEFECTS, Defect
 from judging import Judged, failed, opener
-from page import page_rows, right_ones, row_of, session_row
+from page import PAGE, page_rows, plan_rows, plans_head, right_ones, row_of, session_row
 from session_defects import SESSION_DEFECTS, SessionDefect
 
 Digits = Callable[[str], Judged]
@@ -42,7 +42,9 @@ def test_a_defect_of_the_runtime_is_caught(digits: Digits, defect: SessionDefect
 def test_the_page_has_all_of_them_and_what_must_pass_and_nothing_else() -> None:
     """`python tests/faults/page.py` writes it."""
     rows = [line for line in page_rows() if line.startswith("| ") and not line.startswith(("| defect |", "| --- "))]
-    assert len(rows) == len(DEFECTS) + len(SESSION_DEFECTS)
+    assert len(rows) == len(DEFECTS) + len(SESSION_DEFECTS) + len(plan_rows())
+    assert set(plan_rows()) <= set(rows)
+    assert plans_head().split("\n| defect")[0].strip() in PAGE.read_text(encoding="utf-8")
     assert [line for line in page_rows() if line.startswith("- ")] == list(right_ones())
 
 

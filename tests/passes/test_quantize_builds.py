@@ -52,7 +52,7 @@ def test_no_8_bit_product_leaves_its_scale_to_the_kernel_behind(
     digits_graph: Path, family: Family, tmp_path: Path
 ) -> None:
     """Its sum of integers would be rounded to fp16 first, which holds no more than 65504 (benchmarks/notes.md: NaN on
-    an H100). TensorRT for RTX's log names a factor that is 1 after the product, `..._alpha`; one of scales is folded."""
+    an H100). TensorRT for RTX's log names a factor of 1 after the product, `..._alpha`; one of scales is folded."""
     if not family.is_rtx:
         pytest.skip("the log is of TensorRT for RTX")
     for precision in TYPES:
