@@ -3,12 +3,14 @@
     python benchmarks/train_swin_t_digits.py --out FOLDER
     python benchmarks/precision_auto.py --swin-t FOLDER [--models swin_t_digits] [--ahead] [--out FILE]
 
-On a machine with a GPU; without --swin-t, the digits Swin alone. Models that are not run again keep their place in FILE.
-Where time on the machine is short, the same command with --ahead first: it only builds and verifies the candidates, all
-at the same time, and leaves them in the stage cache, where the run proper finds them and times them alone. Each is deployed by the real command, with top-1 on
-pictures that it was not trained on (the digits Swin: the 60 of its example; Swin-T: all 750 that were held out) and a
-drop of at most half a point. The points of the Pareto plot are in `pareto`: GPU ms at the usual batch against top-1 and
-relative L2, with what was shipped, what failed its gates and why, and what made a candidate slower than a safer one.
+On a machine with a GPU; without --swin-t, the digits Swin alone. Models that are not run again keep their place in
+FILE. Where time on the machine is short, the same command with --ahead first: it only builds and verifies the
+candidates, all at the same time, and leaves them in the stage cache, where the run proper finds them and times them.
+
+Each is deployed by the real command, with top-1 on pictures that it was not trained on (the digits Swin: the 60 of
+its example; Swin-T: all 750 that were held out) and a drop of at most half a point. The points of the Pareto plot are
+in `pareto`: GPU ms at the usual batch against top-1 and relative L2, with what was shipped, what failed its gates and
+why, and what made a candidate slower than a safer one.
 """
 
 from __future__ import annotations
