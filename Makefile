@@ -15,7 +15,7 @@ $(VENV)/.ready-demo: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.ready-test: $(VENV)/.ready-demo
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[make,rtx,dev]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[make,rtx,sign,dev]'
 	@touch $@
 
 demo: $(VENV)/.ready-demo

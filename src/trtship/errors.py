@@ -11,6 +11,7 @@
     |  |- OutputError                          the result cannot be written where it was asked for
     |  `- BundleError                          the folder is no bundle, or one that must not be used
     |     |- BundleCorruptError                a file's SHA-256 is not the manifest's
+    |     |- BundleSignatureError              not signed, or not by the one who is trusted
     |     `- BundleSchemaError                 written by a newer trtship, or not in its schema
     |- GateError                     exit 1    something was measured and did not pass
     |  `- ExportMismatchError                  the exported graph differs from PyTorch
@@ -96,6 +97,10 @@ class BundleError(UserError):
 
 class BundleCorruptError(BundleError):
     pass
+
+
+class BundleSignatureError(BundleError):
+    """The bundle is not signed, or not by the one who is trusted."""
 
 
 class BundleSchemaError(BundleError):

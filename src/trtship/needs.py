@@ -8,7 +8,7 @@ from typing import Any
 
 from trtship.errors import DependencyError
 
-EXTRAS = {"tensorrt_rtx": "rtx", "tensorrt": "tensorrt", "cuda": "rtx"}
+EXTRAS = {"tensorrt_rtx": "rtx", "tensorrt": "tensorrt", "cuda": "rtx", "model_signing": "sign"}
 
 
 def keep_quiet() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,25 @@ def test_every_file_is_listed_and_a_flipped_byte_in_any_is_refused(copy: Path) -
         assert str(path) in caught.value.what
         path.write_bytes(data)
     trtship.load(copy).close()
+
+
+FLIPS = 2000
+
+
+def test_two_thousand_flipped_bits_over_every_file_are_all_refused_unread(copy: Path) -> None:
+    """By their hashes: `test_no_native_code_is_even_imported_for_a_damaged_bundle` tells that nothing else looked."""
+    chance = random.Random(20261124)
+    names = [*files(copy), "manifest.json"]
+    for index in range(FLIPS):
+        path = copy / names[index % len(names)]
+        data = path.read_bytes()
+        place = chance.randrange(len(data))
+        path.write_bytes(data[:place] + bytes([data[place] ^ 1 << chance.randrange(8)]) + data[place + 1 :])
+        with pytest.raises((BundleCorruptError, BundleSchemaError)):
+            Bundle.open(copy)
+        path.write_bytes(data)
+    assert 20 * len(names) <= FLIPS
+    Bundle.open(copy)
 
 
 def test_a_missing_file_is_refused(copy: Path) -> None:

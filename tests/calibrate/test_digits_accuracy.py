@@ -70,7 +70,7 @@ def test_every_product_in_8_bits_loses_no_more_than_half_a_point(
     record_property: Any,
 ) -> None:
     ranges = calibrated[method].ranges
-    report = to_quantized(digits_graph, tmp_path / "q.onnx", precision, ranges, scope="all")
+    report = to_quantized(digits_graph, tmp_path / "q.onnx", precision, ranges, scope="all", channels_behind=True)
     found = logits(tmp_path / "q.onnx", held_out.images)
     right, before = ((one.argmax(1) == held_out.labels).mean() * 100 for one in (found, in_fp32))
     record_property("top1", float(right))
@@ -93,7 +93,7 @@ def test_the_emulated_graph_is_within_its_bound_and_saturated_scales_are_not(
     some = slice(None, None, 12)
 
     def off(ranges: dict[str, float]) -> tuple[float, float]:
-        report = to_quantized(digits_graph, tmp_path / "q.onnx", precision, ranges)
+        report = to_quantized(digits_graph, tmp_path / "q.onnx", precision, ranges, channels_behind=True)
         to_precision(tmp_path / "q.onnx", tmp_path / "typed.onnx", precision)
         emulate_low(tmp_path / "typed.onnx", tmp_path / "emulated.onnx")
         noise = quantization_noise(report, calibration)

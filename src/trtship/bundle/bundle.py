@@ -14,13 +14,15 @@ from typing import Any, TypeVar
 import msgspec
 
 from trtship.bundle.manifest import Manifest, read_manifest, seal
-from trtship.errors import BundleCorruptError, BundleError
+from trtship.errors import BundleCorruptError, BundleError, OutputError
 from trtship.files import sha256_of, whole_file
 from trtship.progress import SILENT, Progress
 from trtship.verify import Reference, Verdict
 
 MANIFEST = "manifest.json"
 REPORT = "report.html"
+SIGNATURE = "model.sig"
+"""Over all other files, where there is one (`trtship.bundle.signature`): no file of the manifest's."""
 T = TypeVar("T")
 
 
@@ -96,6 +98,11 @@ class Bundle(msgspec.Struct, frozen=True):
         )
 
     @property
+    def is_signed(self) -> bool:
+        """Whether a signature is in it, valid or not."""
+        return (self.folder / SIGNATURE).exists()
+
+    @property
     def labels(self) -> tuple[str, ...] | None:
         """One a class, None where the bundle has none."""
         name = self.manifest.labels
@@ -123,7 +130,7 @@ class Bundle(msgspec.Struct, frozen=True):
     def with_verdicts(self, verdicts: tuple[Verdict, ...]) -> Bundle:
         """Record new verdicts in the manifest on disk, where a report of other ones is listed no longer.
 
-        Raises OutputError where it cannot be written.
+        Raises OutputError where it cannot be written, or is signed.
         """
         with _writing(self.folder):
             files = {name: digest for name, digest in self.manifest.files.items() if name != REPORT}
@@ -152,7 +159,13 @@ class Bundle(msgspec.Struct, frozen=True):
 
 @contextmanager
 def _writing(folder: Path) -> Iterator[None]:
-    """One at a time, where the file system has locks."""
+    """One at a time, where the file system has locks. Raises OutputError for a bundle that is signed."""
+    if (folder / SIGNATURE).exists():
+        raise OutputError(
+            f"{folder} is signed",
+            why="what is written to it would make its signature invalid",
+            do=f"write elsewhere (-o), or remove {SIGNATURE} and sign it again afterwards",
+        )
     lock = os.open(folder, os.O_RDONLY)
     try:
         with suppress(OSError):

@@ -14,6 +14,7 @@ from PIL import Image
 from trtship.bundle.bundle import Bundle
 from trtship.bundle.first_check import check_first, needs_first_check
 from trtship.bundle.runtime import Runtime, open_session
+from trtship.bundle.signature import Trust, open_trusted
 from trtship.errors import InputError
 from trtship.preprocess import preprocess_images
 from trtship.progress import SILENT, Progress
@@ -132,6 +133,8 @@ def load(
     family: str | None = None,
     device: int = 0,
     rebuild: bool = True,
+    verify_key: str | Path | None = None,
+    verify_certificates: Sequence[str | Path] = (),
     progress: Progress = SILENT,
 ) -> BundleSession:
     """Open a bundle on the best runtime of this machine; every hash is checked before anything native reads a byte.
@@ -141,9 +144,15 @@ def load(
     cache, unless `rebuild=False`. A plan that is not known to be right on this machine runs the bundle's reference
     rows once before it is yours (`needs_first_check`).
 
+    With `verify_key`, the PEM file of a public key, or `verify_certificates`, the bundle must bear a valid signature
+    (`trtship sign`), which is checked before anything else.
+
     Raises BundleError and MachineError (and their subclasses), GateError where the plan's outputs are not the model's.
     """
-    opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle, progress=progress)
+    trust = Trust.of(verify_key, verify_certificates)
+    if trust is not None or not isinstance(bundle, Bundle):
+        bundle = open_trusted(bundle.folder if isinstance(bundle, Bundle) else bundle, trust, progress=progress)
+    opened = bundle
     chosen = open_session(opened, runtime=runtime, family=family, device=device, rebuild=rebuild, progress=progress)
     if needs_first_check(opened, chosen):
         check_first(opened, chosen.session, progress=progress)

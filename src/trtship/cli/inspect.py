@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from trtship.cli.options import add_trust
+
 if TYPE_CHECKING:
     from trtship.bundle import Bundle
     from trtship.cli.console import Console
@@ -21,14 +23,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="show instead which kernels the plan runs, and which attention blocks got a fused one",
     )
     parser.add_argument("--batch", metavar="N", help="with --kernels: of which batch size (default: --batch's OPT)")
+    add_trust(parser)
 
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
-    from trtship.bundle import Bundle
-    from trtship.cli.options import positive
+    from trtship.bundle.signature import open_trusted
+    from trtship.cli.options import positive, trust
     from trtship.errors import SpecError
 
-    bundle = Bundle.open(arguments.bundle, progress=console.progress)
+    bundle = open_trusted(arguments.bundle, trust(arguments), progress=console.progress)
     if arguments.kernels:
         return _kernels(bundle, None if arguments.batch is None else positive(arguments.batch, "--batch"), console)
     if arguments.batch is not None:
@@ -95,6 +98,7 @@ def _show(bundle: Bundle, console: Console) -> None:
             "plan",
             f"{m.family} {m.family_version}, {build['plan_mib']} MiB, for {targets}, built in {build['seconds']} s",
         ),
+        ("signature", "there is one; --verify-key tells whose" if bundle.is_signed else "none"),
         ("versions", ", ".join(f"{name} {version}" for name, version in m.versions.items())),
     ]
     console.print(table(("", ""), rows))

@@ -22,7 +22,7 @@ from trtship.cli.console import Console
 from trtship.errors import Cancelled, DependencyError, TrtshipError, UserError
 from trtship.needs import keep_quiet
 
-MAKE_AND_USE = ("deploy", "run", "inspect", "verify", "report", "debug", "bench")
+MAKE_AND_USE = ("deploy", "run", "inspect", "verify", "report", "debug", "bench", "pack", "unpack", "sign")
 VERBS = (*MAKE_AND_USE, "export", "simplify", "optimize", "build", "doctor")
 
 

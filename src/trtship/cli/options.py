@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from trtship.errors import SpecError
 
 if TYPE_CHECKING:
+    from trtship.bundle.signature import Trust
     from trtship.sources import SourceOptions
 
 SOURCES = "timm/NAME, torchvision/NAME, transformers/PATH_OR_NAME, path/to/file.py:factory, or model.onnx"
@@ -51,6 +52,27 @@ def source_options(arguments: argparse.Namespace) -> SourceOptions:
         model_args=tuple(parse_model_arg(text) for text in arguments.model_arg),
         inputs=tuple(TensorSpec.parse(text) for text in arguments.input),
     )
+
+
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """Whose signature is demanded."""
+    parser.add_argument(
+        "--verify-key", metavar="FILE", help="the bundle must be signed by the one whose public key (PEM) this is"
+    )
+    parser.add_argument(
+        "--verify-certificate",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="or with a certificate under this one (PEM); may be repeated",
+    )
+
+
+def trust(arguments: argparse.Namespace) -> Trust | None:
+    """What `add_trust` added. Raises SpecError."""
+    from trtship.bundle.signature import Trust
+
+    return Trust.of(arguments.verify_key, arguments.verify_certificate)
 
 
 def add_export(parser: argparse.ArgumentParser) -> None:

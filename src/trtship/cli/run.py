@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from trtship.cli.options import positive
+from trtship.cli.options import add_trust, positive
 
 if TYPE_CHECKING:
     from trtship.cli.console import Console
@@ -20,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top", default="5", metavar="N", help="classes to show (default: 5)")
     parser.add_argument("--runtime", default="auto", choices=("auto", "tensorrt", "onnxruntime"), help="what runs it")
     parser.add_argument("--device", type=int, default=0, metavar="N", help="the GPU (default: 0)")
+    add_trust(parser)
 
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
@@ -27,7 +28,12 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
 
     top = positive(arguments.top, "--top")
     with load(
-        arguments.bundle, runtime=arguments.runtime, device=arguments.device, progress=console.progress
+        arguments.bundle,
+        runtime=arguments.runtime,
+        device=arguments.device,
+        verify_key=arguments.verify_key,
+        verify_certificates=arguments.verify_certificate,
+        progress=console.progress,
     ) as session:
         found = session.classify(arguments.pictures, top=top)
         runtime = session.runtime

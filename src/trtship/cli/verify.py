@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from trtship.cli.options import add_trust, trust
+
 if TYPE_CHECKING:
     from trtship.cli.console import Console
 
@@ -28,14 +30,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--family", metavar="NAME", help="tensorrt or tensorrt_rtx (default: the bundle's)")
     parser.add_argument("--device", type=int, default=0, metavar="N", help="the GPU (default: 0)")
     parser.add_argument("--no-record", action="store_true", help="leave the bundle's manifest and report as they are")
+    add_trust(parser)
 
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
     """0 when no gate failed, else 1; what could not run here is shown, and does not fail."""
+    from trtship.bundle.signature import open_trusted
     from trtship.report import verify_bundle
 
+    bundle = open_trusted(arguments.bundle, trust(arguments), progress=console.progress)
     verdicts = verify_bundle(
-        arguments.bundle,
+        bundle,
         eval_dir=arguments.eval,
         fp64=arguments.fp64,
         max_rel_l2=arguments.max_rel_l2,

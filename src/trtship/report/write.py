@@ -57,6 +57,9 @@ def verify_bundle(
     This is `trtship.bundle.verify_bundle`, which see; where the verdicts are recorded, the report is written anew.
     """
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle, progress=progress)
+    if record and opened.is_signed:
+        progress.note("the verdicts are not recorded: the bundle is signed, and stays as it is")
+        record = False
     verdicts = checks.verify_bundle(
         opened,
         eval_dir=eval_dir,

@@ -1,0 +1,164 @@
+"""Signatures on bundles, by OpenSSF model-signing: who made it, where the manifest's hashes only say that it is whole.
+
+The signature is `model.sig` in the bundle, over every other file of it, in the Sigstore bundle format: the
+`model_signing` command reads it too. A signed bundle is not written to again.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from trtship.bundle.bundle import MANIFEST, SIGNATURE, Bundle
+from trtship.bundle.manifest import read_manifest
+from trtship.errors import BundleSignatureError, DependencyError, OutputError, SpecError
+from trtship.files import whole_file
+from trtship.needs import need
+from trtship.progress import SILENT, Progress
+
+PURPOSE = "signatures"
+
+
+class Trust(msgspec.Struct, frozen=True):
+    """Whose signature a bundle must bear: the PEM file of a public key (an elliptic curve's: P-256, P-384 or P-521),
+    or those of the certificates up to one that is trusted."""
+
+    key: str | None = None
+    certificates: tuple[str, ...] = ()
+
+    @staticmethod
+    def of(key: str | Path | None, certificates: Sequence[str | Path] = ()) -> Trust | None:
+        """None where nobody's is asked for. Raises SpecError for both at once, or a file that is not there."""
+        if key is None and not certificates:
+            return None
+        if key is not None and certificates:
+            raise SpecError("a key and certificates were given", why="a bundle has one signature", do="name one")
+        for file in (*certificates, *([] if key is None else [key])):
+            _check_file(file)
+        return Trust(key=None if key is None else str(key), certificates=tuple(map(str, certificates)))
+
+
+def sign_bundle(
+    bundle: str | Path,
+    *,
+    key: str | Path,
+    certificate: str | Path | None = None,
+    chain: Sequence[str | Path] = (),
+    password: str | None = None,
+    force: bool = False,
+    progress: Progress = SILENT,
+) -> Path:
+    """Sign with the private `key` (PEM), and with the `certificate` for it and the `chain` above that one, where the
+    signature is to be checked by certificates. Returns the signature's path.
+
+    Raises BundleError, SpecError for a key that cannot be used, OutputError where it is signed already and not `force`.
+    """
+    opened = Bundle.open(bundle, progress=progress)
+    for file in (key, *chain, *([] if certificate is None else [certificate])):
+        _check_file(file)
+    path = opened.folder / SIGNATURE
+    if path.exists() and not force:
+        raise OutputError(f"{bundle} is signed", why=f"{SIGNATURE} is in it", do="--force signs it anew")
+    signing = need("model_signing.signing", purpose=PURPOSE)
+    config = signing.Config().set_hashing_config(_hashing(opened.folder))
+    try:
+        if certificate is None:
+            config.use_elliptic_key_signer(private_key=Path(key), password=password)
+        else:
+            config.use_certificate_signer(
+                private_key=Path(key), signing_certificate=Path(certificate), certificate_chain=list(map(Path, chain))
+            )
+    except (ValueError, TypeError) as error:
+        raise SpecError(
+            f"{key} cannot sign", why=str(error), do="give the PEM file of an elliptic curve's private key, P-256 say"
+        ) from error
+    with progress.stage("sign", opened.folder.name), whole_file(path) as draft:
+        config.sign(opened.folder, draft)
+    return path
+
+
+def open_trusted(bundle: str | Path, trust: Trust | None, *, progress: Progress = SILENT) -> Bundle:
+    """`Bundle.open`, of a bundle that bears a valid signature of the one who is trusted; of any where `trust` is None.
+
+    Raises BundleSignatureError, DependencyError, and what `Bundle.open` raises.
+    """
+    if trust is None:
+        return Bundle.open(bundle, progress=progress)
+    signed = check_signature(bundle, trust, progress=progress)
+    opened = Bundle.open(bundle, progress=progress)
+    data = (opened.folder / MANIFEST).read_bytes()
+    if hashlib.sha256(data).hexdigest() != signed or read_manifest(data, where=MANIFEST) != opened.manifest:
+        raise _invalid(opened.folder, "the manifest was exchanged while it was checked")
+    return opened
+
+
+def check_signature(bundle: str | Path, trust: Trust, *, progress: Progress = SILENT) -> str:
+    """That every file of the bundle is as the one who is trusted signed it, and no other file is there; returns the
+    SHA-256 that was signed of the manifest, which has those of all files.
+
+    Nothing of the bundle but its bytes is looked at. Raises BundleSignatureError, SpecError for a key that is none,
+    DependencyError.
+    """
+    folder = Path(bundle)
+    if not (folder / SIGNATURE).is_file():
+        raise BundleSignatureError(
+            f"{folder} is not signed", why=f"it has no {SIGNATURE}", do="trtship sign BUNDLE --key FILE signs it"
+        )
+    verifying = need("model_signing.verifying", purpose=PURPOSE)
+    config = verifying.Config()
+    try:
+        if trust.key is not None:
+            config.use_elliptic_key_verifier(public_key=Path(trust.key))
+        else:
+            config.use_certificate_verifier(certificate_chain=list(map(Path, trust.certificates)))
+    except (ValueError, TypeError) as error:
+        raise SpecError(
+            f"{trust.key or trust.certificates[0]} cannot be trusted with it", why=str(error), do="give a PEM file"
+        ) from error
+    try:
+        with progress.stage("check the signature", folder.name):
+            config.set_hashing_config(_hashing(folder)).verify(folder, folder / SIGNATURE)
+            signed = _signed(folder)
+    except DependencyError:
+        raise
+    except Exception as error:  # model-signing has no error of its own; whatever it is, nothing was proved
+        raise _invalid(folder, (str(error) or type(error).__name__).splitlines()[0]) from error
+    if MANIFEST not in signed:
+        raise _invalid(folder, f"it does not cover {MANIFEST}")
+    return signed[MANIFEST]
+
+
+def _signed(folder: Path) -> dict[str, str]:
+    """The digests, by file, in a signature that was found valid: a statement of in-toto in a bundle of Sigstore's."""
+    envelope = json.loads((folder / SIGNATURE).read_bytes())["dsseEnvelope"]
+    statement = json.loads(base64.b64decode(envelope["payload"]))
+    return {one["name"]: one["digest"] for one in statement["predicate"]["resources"]}
+
+
+def _invalid(folder: Path, why: str) -> BundleSignatureError:
+    return BundleSignatureError(
+        f"the signature of {folder} is not valid",
+        why=why,
+        do="copy the bundle again from who signed it, or name the key that signed it",
+    )
+
+
+def _hashing(folder: Path) -> Any:
+    """Every file below the folder but the signature, links not allowed."""
+    hashing = need("model_signing.hashing", purpose=PURPOSE)
+    config = hashing.Config().set_ignored_paths(paths=[], ignore_git_paths=False)
+    config.add_ignored_paths(model_path=folder, paths=[SIGNATURE])
+    return config.set_allow_symlinks(False)
+
+
+def _check_file(path: str | Path) -> None:
+    if not Path(path).is_file():
+        raise SpecError(
+            f"there is no file {path}", why="it was to be read as a key or certificate", do="check the path"
+        )
