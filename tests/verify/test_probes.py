@@ -94,7 +94,7 @@ def test_what_is_right_passes_all_though_no_two_runs_are_equal_bit_for_bit() -> 
     verdicts = attacked(lambda plan, x, y: y)
     assert {gate: v.state for gate, v in verdicts.items()} == dict.fromkeys(ALL, "passed")
     assert verdicts["repeated"].worst
-    for gate in ALL - {"edge_inputs", "poisoned_outputs"}:
+    for gate in ALL - {"edge_inputs"}:
         bound = verdicts[gate].bound
         assert bound is not None
         assert bound.value == pytest.approx(np.sqrt(2) * 2 * U)
@@ -212,6 +212,15 @@ def test_an_output_left_unwritten_looks_right_until_it_is_poisoned() -> None:
             assert compare(session, REFERENCE, subject="s", batches=[9], bound=BOUND).state == "passed"
         session.poison = True
         assert compare(session, REFERENCE, subject="s", batches=[9], bound=BOUND).state == "failed"
+
+
+def test_outputs_that_are_wrong_but_written_are_no_matter_of_poison() -> None:
+    def wrong(plan: Plan, x: Any, y: Any) -> Any:
+        return 2 * y
+
+    states = {gate: v.state for gate, v in attacked(wrong).items()}
+    assert states["edge_inputs"] == "failed"
+    assert states["poisoned_outputs"] == "passed"
 
 
 def test_the_edge_row_that_fails_is_named() -> None:

@@ -9,9 +9,9 @@ from trtship.verify.verdict import Verdict
 
 
 class PoisonedOutputs(Probe):
-    """The reference rows at every batch, the largest first, with NaN in the memory that the outputs go to: without
-    it, what is left there from a run before looks right. Sessions that make new outputs for each run have no such
-    memory."""
+    """The reference rows at every batch, the largest first, twice: as ever, and with NaN in the memory that the outputs
+    go to. What is left there from a run before looks right, but for this; whether it is right, the comparison with the
+    original says. Sessions that make new outputs for each run have no such memory."""
 
     name: ClassVar[str] = "poisoned_outputs"
     claim: ClassVar[str] = "every element of the outputs should be written"
@@ -20,12 +20,13 @@ class PoisonedOutputs(Probe):
     def run(self, attack: Attack) -> Verdict | None:
         if not attack.session.can_poison:
             return None
-        attack.session.poison = True
-        try:
-            measures = []
-            for batch in reversed(attack.batches):
-                feeds, expected = attack.reference.at(batch)
-                measures += attack.compare(expected, attack.run(feeds), B=batch)
-        finally:
-            attack.session.poison = False
-        return attack.judged(self, measures, bound=attack.bound)
+        measures = []
+        for batch in reversed(attack.batches):
+            feeds, _ = attack.reference.at(batch)
+            usual = attack.run(feeds)
+            attack.session.poison = True
+            try:
+                measures += attack.compare(usual, attack.run(feeds), B=batch)
+            finally:
+                attack.session.poison = False
+        return attack.same(self, measures)
