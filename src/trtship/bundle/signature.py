@@ -50,7 +50,6 @@ def sign_bundle(
     key: str | Path,
     certificate: str | Path | None = None,
     chain: Sequence[str | Path] = (),
-    password: str | None = None,
     force: bool = False,
     progress: Progress = SILENT,
 ) -> Path:
@@ -69,7 +68,7 @@ def sign_bundle(
     config = signing.Config().set_hashing_config(_hashing(opened.folder))
     try:
         if certificate is None:
-            config.use_elliptic_key_signer(private_key=Path(key), password=password)
+            config.use_elliptic_key_signer(private_key=Path(key))
         else:
             config.use_certificate_signer(
                 private_key=Path(key), signing_certificate=Path(certificate), certificate_chain=list(map(Path, chain))
@@ -119,7 +118,9 @@ def check_signature(bundle: str | Path, trust: Trust, *, progress: Progress = SI
             config.use_certificate_verifier(certificate_chain=list(map(Path, trust.certificates)))
     except (ValueError, TypeError) as error:
         raise SpecError(
-            f"{trust.key or trust.certificates[0]} cannot be trusted with it", why=str(error), do="give a PEM file"
+            f"{trust.key or ', '.join(trust.certificates)} is no public key, or no certificate",
+            why=str(error),
+            do="--verify-key takes a public key's PEM file, --verify-certificate a certificate's",
         ) from error
     try:
         with progress.stage("check the signature", folder.name):
