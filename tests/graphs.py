@@ -10,6 +10,8 @@ import onnx
 import onnx.parser
 import torch
 
+from trtship.spec import TensorSpec
+
 HEADER = '<ir_version: 10, opset_import: ["": {opset}]> g '
 
 
@@ -29,6 +31,17 @@ def written(path: Path, body: str, *, opset: int = 20, **tensors: Any) -> Path:
 def ops(path: Path) -> list[str]:
     """The operators of a graph, in order."""
     return [node.op_type for node in onnx.load(path, load_external_data=False).graph.node]
+
+
+ATTENTION = """(float16[B, 4, 49, 32] q, float16[B, 4, 32, 49] k, float16[B, 4, 49, 32] v)
+  => (float16[B, 4, 49, 32] y) {
+    p = MatMul(q, k) s = Add(p, bias) w = Softmax<axis = -1>(s) y = MatMul(w, v)
+}"""
+ATTENTION_INPUTS = tuple(
+    TensorSpec(name=name, shape=("B", 4, *last), dtype="float16")
+    for name, last in (("q", (49, 32)), ("k", (32, 49)), ("v", (49, 32)))
+)
+"""What `ATTENTION` takes: it becomes one kernel."""
 
 
 def _swin() -> Any:

@@ -7,20 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from graphs import written
+from graphs import ATTENTION, ATTENTION_INPUTS, written
 from trtship.engine import plan_from_onnx
 from trtship.errors import TrtshipError
 from trtship.family import choose_family
-from trtship.spec import Precision, ShapeRange, TensorSpec
-
-ATTENTION = """(float16[B, 4, 49, 32] q, float16[B, 4, 32, 49] k, float16[B, 4, 49, 32] v)
-  => (float16[B, 4, 49, 32] y) {
-    p = MatMul(q, k) s = Add(p, bias) w = Softmax<axis = -1>(s) y = MatMul(w, v)
-}"""
-INPUTS = tuple(
-    TensorSpec(name=name, shape=("B", 4, *last), dtype="float16")
-    for name, last in (("q", (49, 32)), ("k", (32, 49)), ("v", (49, 32)))
-)
+from trtship.spec import Precision, ShapeRange
 
 
 def test_a_graph_that_is_fused_as_a_whole_has_layers_in_each_profile(tmp_path: Path) -> None:
@@ -34,7 +25,7 @@ def test_a_graph_that_is_fused_as_a_whole_has_layers_in_each_profile(tmp_path: P
     plan = plan_from_onnx(
         written(tmp_path / "m.onnx", ATTENTION, bias=np.zeros((1, 4, 49, 49), np.float16)),
         family=family,
-        inputs=INPUTS,
+        inputs=ATTENTION_INPUTS,
         ranges={"B": ShapeRange(min=1, opt=4, max=8)},
         single=(4,),
         precision=Precision.FP16,

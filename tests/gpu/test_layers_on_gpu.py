@@ -7,22 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-from graphs import written
+from graphs import ATTENTION, ATTENTION_INPUTS, written
 from trtship.engine import kernels_of, plan_from_onnx
 from trtship.engine.layer_text import layers_from_text
 from trtship.family import choose_family
 from trtship.family.logger import recording_layers
 from trtship.session.tensorrt import TensorRTSession
-from trtship.spec import Precision, ShapeRange, TensorSpec
-
-ATTENTION = """(float16[B, 4, 49, 32] q, float16[B, 4, 32, 49] k, float16[B, 4, 49, 32] v)
-  => (float16[B, 4, 49, 32] y) {
-    p = MatMul(q, k) s = Add(p, bias) w = Softmax<axis = -1>(s) y = MatMul(w, v)
-}"""
-INPUTS = tuple(
-    TensorSpec(name=name, shape=("B", 4, *last), dtype="float16")
-    for name, last in (("q", (49, 32)), ("k", (32, 49)), ("v", (49, 32)))
-)
+from trtship.spec import Precision, ShapeRange
 
 
 def test_the_inspector_lists_the_layers_that_the_log_lists(tmp_path: Path) -> None:
@@ -32,7 +23,7 @@ def test_the_inspector_lists_the_layers_that_the_log_lists(tmp_path: Path) -> No
         plan = plan_from_onnx(
             graph,
             family=family,
-            inputs=INPUTS,
+            inputs=ATTENTION_INPUTS,
             ranges={"B": ShapeRange(min=1, opt=4, max=8)},
             precision=Precision.FP16,
         )
@@ -54,8 +45,10 @@ def test_the_profiler_names_the_layers_as_the_inspector_does(
     graph = written(tmp_path / "m.onnx", ATTENTION, bias=np.zeros((1, 4, 49, 49), np.float16))
     family, _ = choose_family()
     ranges = {"B": ShapeRange(min=1, opt=4, max=8)}
-    plan = plan_from_onnx(graph, family=family, inputs=INPUTS, ranges=ranges, single=(4,), precision=Precision.FP16)
-    feeds = {spec.name: np.ones(spec.with_sizes({"B": 4}), np.float16) for spec in INPUTS}
+    plan = plan_from_onnx(
+        graph, family=family, inputs=ATTENTION_INPUTS, ranges=ranges, single=(4,), precision=Precision.FP16
+    )
+    feeds = {spec.name: np.ones(spec.with_sizes({"B": 4}), np.float16) for spec in ATTENTION_INPUTS}
     with TensorRTSession(plan.data, family) as session:
         times = session.layer_times(feeds, runs=5)
     record_property("milliseconds", times)
