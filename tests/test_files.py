@@ -125,3 +125,10 @@ def test_ctrl_c_while_a_folder_is_taken_away_leaves_none(tmp_path: Path, monkeyp
         leave()
     assert len(calls) == 3
     assert names(tmp_path) == []
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a file system that nobody can write to")
+def test_a_folder_that_takes_no_new_ones_is_told_of_at_once() -> None:
+    """mkdir says there that there is no such file: not that another run took the draft away."""
+    with pytest.raises(OutputError, match="cannot write /proc/out"), whole_file(Path("/proc/out")):
+        pytest.fail("the block was entered")

@@ -111,21 +111,28 @@ def _locked_folder(target: Path) -> tuple[Path, int]:
         draft = target.parent / f".{target.name}.{secrets.token_hex(4)}.partial"
         try:
             draft.mkdir(mode=0o700)
-            lock = os.open(draft, os.O_RDONLY)
-            with suppress(OSError):  # a file system without locks: then nothing is swept there either
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            if draft.exists():
-                return draft, lock
-            os.close(lock)
-        except FileNotFoundError:
-            if not target.parent.exists():
-                raise
-            continue  # another run swept it before it was locked
-        except OSError:
+            lock = _locked(draft)
+        except FileExistsError:  # another run's
             raise
         except BaseException:
             remove(draft)
             raise
+        if lock is not None:
+            return draft, lock
+
+
+def _locked(draft: Path) -> int | None:
+    """The descriptor that holds the folder's lock; None where another run swept it before it was locked."""
+    try:
+        lock = os.open(draft, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    with suppress(OSError):  # a file system without locks: then nothing is swept there either
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    if draft.exists():
+        return lock
+    os.close(lock)
+    return None
 
 
 def _sweep(target: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
 
 import trtship
@@ -218,6 +218,11 @@ def test_mistakes_are_told_apart_from_attacks(signed: Path, keys: Path, tmp_path
         open_trusted(signed, Trust.of(tmp_path / "no.pem"))
     with pytest.raises(SpecError, match="cannot sign"):
         sign_bundle(signed, key=tmp_path / "no.pem", force=True)
+    rsa_key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    pem, plain = serialization.Encoding.PEM, serialization.NoEncryption()
+    (tmp_path / "rsa.pem").write_bytes(rsa_key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain))
+    with pytest.raises(SpecError, match="cannot sign"):
+        sign_bundle(signed, key=tmp_path / "rsa.pem", force=True)
     with pytest.raises(BundleError):
         sign_bundle(tmp_path, key=keys / "ours.pem")
     assert json.loads((signed / "model.sig").read_bytes())

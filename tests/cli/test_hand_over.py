@@ -34,7 +34,7 @@ def test_a_bundle_goes_into_one_file_and_comes_out_whole(standing: Workplace) ->
     assert "--max-mib" in standing.refuses("unpack", "a.trtship.zip", "-o", "c.trtship", "--max-mib", "0")
 
 
-def test_a_signature_can_be_demanded_of_every_verb_that_reads(standing: Workplace) -> None:
+def test_a_signature_can_be_demanded_by_the_verbs_that_show_run_and_unpack(standing: Workplace) -> None:
     for verb in (["inspect"], ["verify", "--no-record"]):
         assert "not signed" in standing.refuses(*verb, "a.trtship", "--verify-key", "public.pem")
     done = standing.run("sign", "a.trtship", "--key", "private.pem")

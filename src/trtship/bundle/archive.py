@@ -90,11 +90,11 @@ def unpack_bundle(
                     path.parent.mkdir(parents=True, exist_ok=True)
                     with path.open("xb") as out:
                         _copied(file, out)
-            listed = {MANIFEST, SIGNATURE, *open_trusted(draft, trust, progress=progress).manifest.files}
-            strange = sorted({entry.filename for entry in entries} - listed)
+            manifest = open_trusted(draft, trust, progress=progress).manifest
+            strange = sorted({entry.filename for entry in entries} - {MANIFEST, SIGNATURE, *manifest.files})
             if strange:
                 raise _refused(archive, f"its manifest does not list {strange[0]!r}")
-    return Bundle.open(folder)
+    return Bundle(folder, manifest)
 
 
 def _check_place(folder: Path, archive: Path, *, force: bool) -> None:

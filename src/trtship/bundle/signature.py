@@ -73,7 +73,9 @@ def sign_bundle(
             config.use_certificate_signer(
                 private_key=Path(key), signing_certificate=Path(certificate), certificate_chain=list(map(Path, chain))
             )
-    except (ValueError, TypeError) as error:
+    except (
+        Exception
+    ) as error:  # ValueError, TypeError; AttributeError for an RSA key: model-signing has none of its own
         raise SpecError(
             f"{key} cannot sign", why=str(error), do="give the PEM file of an elliptic curve's private key, P-256 say"
         ) from error
@@ -116,7 +118,9 @@ def check_signature(bundle: str | Path, trust: Trust, *, progress: Progress = SI
             config.use_elliptic_key_verifier(public_key=Path(trust.key))
         else:
             config.use_certificate_verifier(certificate_chain=list(map(Path, trust.certificates)))
-    except (ValueError, TypeError) as error:
+    except (
+        Exception
+    ) as error:  # ValueError, TypeError; AttributeError for an RSA key: model-signing has none of its own
         raise SpecError(
             f"{trust.key or ', '.join(trust.certificates)} is no public key, or no certificate",
             why=str(error),

@@ -172,7 +172,8 @@ class _Writer:
         return found
 
     def _multiply(self, node: onnx_ir.Node, shares: onnx_ir.Value) -> None:
-        """The node's result by `shares`, which takes its name and its place."""
+        """The node's result by `shares`, which takes its name and its place; the node goes by the same name as ever."""
+        node.name = name_of(node)
         before = node.outputs[0]
         uses = list(before.uses())
         after = self._editor.node("Mul", [before, shares], before=node)  # the graph is sorted at the end
@@ -231,8 +232,9 @@ def to_quantized(
     (`trtship.passes.quantize_places`); `weights` leaves activations alone, and needs no ranges. `exclude` are names of
     nodes (of the graph at `source`) that stay as they are; a product without a name goes by its first output's.
     `convolutions` is False for a family without convolutions in this precision; `channels_behind` is True for one that
-    must not be given a scale for each channel with the weights (a Gemm with a bias has one scale then). The strongly
-    typed graph is then `to_precision(target, typed, precision)`, which makes everything else fp16.
+    must not be given a scale for each channel with the weights (a Gemm with a bias has one scale then, a convolution
+    keeps its own). The strongly typed graph is then `to_precision(target, typed, precision)`, which makes everything
+    else fp16.
 
     The node and tensor names of `source` stay. Raises GraphError, SpecError (an unknown name, a range missing),
     OutputError.
