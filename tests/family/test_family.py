@@ -40,6 +40,8 @@ OWNERS = {
     "_context": "IExecutionContext",
     "context": "IExecutionContext",
     "inspector": "EngineInspector",
+    "settings": "IRuntimeConfig",
+    "_cache": "IRuntimeCache",
 }
 """What our code calls a TensorRT object -> its class."""
 
@@ -71,6 +73,8 @@ def test_every_release_publishes_every_name_but_those_of_rtx_alone() -> None:
         assert releases in (PUBLISHED["releases"], []), name
     assert {name.split(".")[-1] for name in RTX_ONLY} == {
         "ComputeCapability", "CURRENT", "num_compute_capabilities", "set_compute_capability",
+        "create_runtime_cache", "create_runtime_config", "deserialize", "reset", "serialize",
+        "set_execution_context_allocation_strategy", "set_runtime_cache",
     }  # fmt: skip
 
 

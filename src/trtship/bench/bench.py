@@ -8,7 +8,7 @@ from pathlib import Path
 
 from trtship.bench.build import Builders, builds_on_gpu
 from trtship.bench.field import Field
-from trtship.bench.peers import Peer, find
+from trtship.bench.peers import Peer, choose
 from trtship.bench.race import race
 from trtship.bench.report import BenchReport
 from trtship.bench.timing import ROUNDS
@@ -41,14 +41,16 @@ def bench(
     """Time the bundle's plan (and `builds` plans built for each batch alone) against the peers.
 
     `original` must be the model that the bundle was made of: the caller checks that; `options` are how it was loaded.
-    Everybody runs in processes of their own, a peer in `peer_paths` with that folder ahead on its import path.
+    `against` names peers, or one variant of a peer (`compile:reduce-overhead`). Everybody runs in processes of their
+    own, a peer in `peer_paths` with that folder ahead on its import path.
     `within` is how many seconds the preparation may take: see `prepare_all`. One batch is prepared and timed after the
     other; `together` prepares all of them first, which is quicker and takes the memory of all at once.
     `device="cpu"` is for trying this out.
 
-    Raises DeviceError without a GPU, SpecError for a peer unknown; a peer that fails is a row with its reason.
+    Raises DeviceError without a GPU, SpecError for an unknown peer or variant; a peer that fails is a row with its
+    reason.
     """
-    peers = {name: find(name) for name in dict.fromkeys(against)}
+    peers, variants = choose(against)
     paths = _checked_paths(peer_paths or {}, peers)
     gpus = list_gpus()
     if not gpus and device == "cuda":
@@ -58,7 +60,7 @@ def bench(
     m = bundle.manifest
     with temporary_folder("trtship-bench-") as folder, closing(Builders(m.family)) as builders:
         field = Field(bundle, original, options, builders=builders, builds=builds, folder=folder, progress=progress)
-        heats = [field.heat(batch, peers, paths) for batch in batches]
+        heats = [field.heat(batch, peers, variants, paths) for batch in batches]
         outcomes = race(
             [heats] if together else [[heat] for heat in heats],
             folder=folder,

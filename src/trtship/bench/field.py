@@ -87,8 +87,15 @@ class Field:
         self._own.write_bytes(bundle.read(bundle.manifest.plan))
         self._promised: list[tuple[int, Path | None, list[Future[PlanFile]]]] = []
 
-    def heat(self, batch: int, peers: Mapping[str, Peer], paths: Mapping[str, Path]) -> Heat:
-        """Everybody at one batch. Our plans begin to be built here."""
+    def heat(
+        self,
+        batch: int,
+        peers: Mapping[str, Peer],
+        variants: Mapping[str, tuple[str, ...]],
+        paths: Mapping[str, Path],
+    ) -> Heat:
+        """Everybody at one batch, of each peer these variants. Our plans begin to be built here."""
+        left_out: list[str] = []
         ours = self._our_plans(batch)
         entrants = [Entrant(name=OURS, peer=Plans.name, batch=batch, ours=True, plans=ours)] if ours else []
         for name, peer in peers.items():
@@ -99,6 +106,9 @@ class Field:
                 entrants.append(Entrant(name=name, peer=Plans.name, batch=batch, path=paths.get(name), plans=plans))
                 continue
             for variant in peer.variants:
+                if variant not in variants[name]:
+                    left_out.append(f"{name}, {variant}")
+                    continue
                 entrants.append(
                     Entrant(
                         name=", ".join(filter(None, (name, variant))),
@@ -109,7 +119,7 @@ class Field:
                         path=paths.get(name),
                     )
                 )
-        return Heat(work=self._work, batch=batch, entrants=entrants, truth=lambda: self.truth)
+        return Heat(work=self._work, batch=batch, entrants=entrants, left_out=tuple(left_out), truth=lambda: self.truth)
 
     def _our_plans(self, batch: int) -> list[tuple[str, Future[PlanFile]]]:
         m = self._bundle.manifest

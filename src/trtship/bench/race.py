@@ -23,6 +23,7 @@ from trtship.progress import SILENT, Progress
 from trtship.verify import Reference
 
 Place = tuple[Entrant, int]
+LEFT_OUT = "not asked for: --against names other variants of this peer"
 
 
 class Truth(msgspec.Struct, frozen=True):
@@ -35,12 +36,14 @@ class Truth(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, kw_only=True)
 class Heat:
-    """Those who are timed against each other: all at one batch. `truth` may be asked more than once."""
+    """Those who are timed against each other: all at one batch, and the names of those that nobody asked for. `truth`
+    may be asked more than once."""
 
     work: Work
     batch: int
     entrants: Sequence[Entrant]
     truth: Callable[[], Truth]
+    left_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +89,7 @@ def race(
                     _Watch(heat.batch, ours=sum(bool(e.runners) for e in entrants)) as watch,
                 ):
                     rows = _time(heat.entrants, heat.truth(), folder, rounds, watch.during)
+                rows += [Row(batch=heat.batch, name=name, ours=False, reason=LEFT_OUT) for name in heat.left_out]
                 found.append(Outcome(rows=tuple(rows), states=tuple(watch.states)))
     return found
 

@@ -25,7 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--against",
         default="eager,compile,torch-tensorrt,onnx-tensorrt,onnxruntime",
         metavar="PEERS",
-        help="a list of: eager, compile, torch-tensorrt, onnx-tensorrt, onnxruntime (default: all)",
+        help="a list of: eager, compile, torch-tensorrt, onnx-tensorrt, onnxruntime (default: all); or of "
+        "single variants of a peer, such as compile:reduce-overhead",
     )
     parser.add_argument("--batches", default="1,32,128", metavar="N,N", help="batch sizes (default: 1,32,128)")
     parser.add_argument("--builds", default="1", metavar="N", help="plans built for each batch, since builds differ")

@@ -7,6 +7,7 @@ from typing import Any
 
 from trtship.errors import DeviceError
 from trtship.family.context import Context
+from trtship.family.kernels import Kernels
 from trtship.family.layer_times import LayerTimes, profiler_of
 from trtship.family.profiles import Profile, Shapes
 from trtship.family.tf32 import environment
@@ -30,11 +31,14 @@ class Engine:
 
     `inputs` and `outputs` have the plan's own shapes, a dynamic size written as a letter; sizes that the plan does
     not tell apart get a letter each. `profiles` has what each takes: one that was built for a single size runs faster
-    at that size than one for a range.
+    at that size than one for a range. `kernels` are those that TensorRT for RTX compiled for the plan.
     """
 
-    def __init__(self, module: Any, engine: Any, runtime: Any, *, variables: dict[str, str]) -> None:
+    def __init__(
+        self, module: Any, engine: Any, runtime: Any, *, variables: dict[str, str], kernels: bytes = b""
+    ) -> None:
         self._module, self._engine, self._runtime, self._variables = module, engine, runtime, variables
+        self.kernels = Kernels(module, engine, kernels)
         self._contexts: dict[int, Context] = {}
         self._active: Context | None = None
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
@@ -67,8 +71,8 @@ class Engine:
         return profile in self._contexts
 
     def prepare(self, profile: int, stream: int) -> None:
-        """Create the execution context for a profile. TensorRT for RTX compiles its kernels here: seconds. The context
-        is ready when what was enqueued on `stream` is done. Raises DeviceError."""
+        """Create the execution context for a profile. TensorRT for RTX compiles the kernels here that are not among
+        `kernels`: seconds. The context is ready when what was enqueued on `stream` is done. Raises DeviceError."""
         if profile in self._contexts:
             return
         module, several = self._module, len(self.profiles) > 1
@@ -76,7 +80,7 @@ class Engine:
         if several:  # else each context would take the memory of the largest profile
             strategy = module.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE
         with environment(self._variables):
-            context = self._engine.create_execution_context(strategy)
+            context = self.kernels.create_context(strategy)
             if context is None or (several and not context.set_optimization_profile_async(profile, stream)):
                 raise DeviceError(
                     "TensorRT could not create an execution context",
@@ -111,8 +115,9 @@ class Engine:
         return str(inspector.get_engine_information(self._module.LayerInformationFormat.JSON))
 
     def close(self) -> None:
-        """Free the contexts, then the engine, then the runtime."""
+        """Free the contexts and their kernels, then the engine, then the runtime."""
         self._active = None
         self._contexts.clear()
+        self.kernels.close()
         self._engine = None
         self._runtime = None

@@ -180,10 +180,11 @@ class Family:
             plan = builder.build_serialized_network(network, config)
         return None if plan is None else bytes(plan)
 
-    def load(self, plan: bytes, *, tf32: bool = True) -> Engine:
-        """Deserialize; `tf32` as the plan was built. Raises DeviceError.
+    def load(self, plan: bytes, *, tf32: bool = True, kernels: bytes = b"") -> Engine:
+        """Deserialize; `tf32` as the plan was built, `kernels` as an engine of the same plan serialized them. Raises
+        DeviceError.
 
-        Only ever call this with bytes whose hash was checked: a plan is code.
+        Only ever call this with bytes whose hash was checked: a plan is code, and so are kernels.
         """
         with recording(self.module) as log:
             try:
@@ -198,7 +199,7 @@ class Family:
                 why=reasons[0] if reasons else "it gave no reason",
                 do="trtship doctor shows what this machine has; trtship.load rebuilds a plan that does not fit",
             )
-        return Engine(self.module, engine, runtime, variables=self.environment(tf32=tf32))
+        return Engine(self.module, engine, runtime, variables=self.environment(tf32=tf32), kernels=kernels)
 
 
 def progress_monitor(module: Any, on_step: StepCallback) -> Any:

@@ -15,6 +15,7 @@ from trtship.gpu import list_gpus
 from trtship.needs import need
 from trtship.session.base import Array, Session, is_torch
 from trtship.session.cuda import Cuda
+from trtship.session.kernel_store import KernelStore
 from trtship.spec import ShapeRange, TensorSpec
 
 
@@ -23,7 +24,7 @@ class TensorRTSession(Session):
 
     `plan` must be bytes whose hash was checked: deserializing runs code. `outputs` and `inputs` may be given to name
     the dynamic sizes as the model does; otherwise the plan's own shapes stand. `tf32` is as the plan was built. Calls
-    from several threads take turns.
+    from several threads take turns. Kernels that are compiled on the way are kept in `kernels` for the next process.
 
     Raises DependencyError (no cuda-bindings), DeviceError (no GPU, or one that the plan does not fit).
     """
@@ -48,7 +49,8 @@ class TensorRTSession(Session):
                 do="trtship doctor shows what this machine lacks",
             )
         self._cuda = Cuda(device)
-        self._engine: Engine = family.load(plan, tf32=tf32)
+        self.kernels = KernelStore(plan, gpus[device], runtime=str(family), variables=family.environment(tf32=tf32))
+        self._engine: Engine = family.load(plan, tf32=tf32, kernels=self.kernels.load())
         self.inputs = inputs or self._engine.inputs
         self.outputs = outputs or self._engine.outputs
         self.ranges = self._ranges()
@@ -104,6 +106,7 @@ class TensorRTSession(Session):
         if not self._engine.is_prepared(profile):
             self._engine.prepare(profile, self._stream)
             self._cuda.synchronize(self._stream)
+            self.kernels.keep(self._engine.kernels.serialized())
         return self._engine.set_shapes(shapes, profile)
 
     def _run_numpy(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
@@ -169,5 +172,6 @@ class TensorRTSession(Session):
         for address, _ in self._buffers.values():
             self._cuda.free(address)
         self._buffers.clear()
+        self.kernels.keep(self._engine.kernels.serialized())  # with those compiled in the background
         self._cuda.destroy_stream(self._stream)
         self._engine.close()

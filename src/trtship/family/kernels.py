@@ -1,0 +1,41 @@
+"""The kernels that TensorRT for RTX compiles when a plan's contexts are created, kept for the next process."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class Kernels:
+    """The runtime cache of one engine, shared by its contexts. TensorRT for RTX alone has one: full TensorRT compiles
+    when it builds. See https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/inference-library/work-with-runtime-cache.html
+    """
+
+    def __init__(self, module: Any, engine: Any, saved: bytes) -> None:
+        """`saved` is what `serialized` gave before, or nothing; it must be bytes whose hash was checked. What this
+        GPU, TensorRT or CUDA cannot use, TensorRT leaves out."""
+        self._module, self._engine, self._cache = module, engine, None
+        if hasattr(module, "IRuntimeCache"):
+            settings = engine.create_runtime_config()
+            self._cache = settings.create_runtime_cache()
+            if saved and not self._cache.deserialize(saved):
+                self._cache.reset()
+
+    def create_context(self, strategy: Any) -> Any:
+        """An `IExecutionContext` of this memory strategy, or None where TensorRT could not make one: its log tells."""
+        if self._cache is None:
+            return self._engine.create_execution_context(strategy)
+        settings = self._engine.create_runtime_config()
+        settings.set_execution_context_allocation_strategy(strategy)
+        if not settings.set_runtime_cache(self._cache):
+            return self._engine.create_execution_context(strategy)
+        return self._engine.create_execution_context(settings)
+
+    def serialized(self) -> bytes:
+        """All kernels compiled or loaded so far; nothing where there are none, or none can be kept."""
+        memory = None if self._cache is None else self._cache.serialize()
+        return b"" if memory is None else bytes(memory)
+
+    def close(self) -> None:
+        """After the contexts, before the engine."""
+        self._cache = None
+        self._engine = None
