@@ -8,7 +8,7 @@ FILE. Where time on the machine is short, the same command with --ahead first: i
 candidates, all at the same time, and leaves them in the stage cache, where the run proper finds them and times them.
 
 Each is deployed by the real command, with top-1 on pictures that it was not trained on (the digits Swin: the 60 of
-its example; Swin-T: all 750 that were held out) and a drop of at most half a point. The points of the Pareto plot are
+its example; Swin-T: those in FOLDER/eval) and a drop of at most half a point. The points of the Pareto plot are
 in `pareto`: GPU ms at the usual batch against top-1 and relative L2, with what was shipped, what failed its gates and
 why, and what made a candidate slower than a safer one.
 """
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import subprocess
 import sys
@@ -33,8 +34,9 @@ from trtship.gpu import list_gpus
 from trtship.spec import Precision
 
 DIGITS = Path(__file__).resolve().parents[1] / "examples" / "digits"
-OPT = 32
 DIGITS_SWIN, SWIN_T = "digits_swin", "swin_t_digits"
+OPT = 32
+BATCH = {DIGITS_SWIN: f"1:{OPT}:128", SWIN_T: f"1:{OPT}:{OPT}"}
 
 
 def digits_command() -> list[str]:
@@ -42,6 +44,7 @@ def digits_command() -> list[str]:
         f"{DIGITS / 'model.py'}:digits_swin",
         *("--checkpoint", str(DIGITS / "digits.safetensors")),
         *("--eval", str(DIGITS / "pictures")),
+        *("--batch", BATCH[DIGITS_SWIN]),
     ]
 
 
@@ -51,32 +54,51 @@ def swin_t_command(folder: Path) -> list[str]:
         *("--model-arg", "num_classes=10"),
         *("--checkpoint", str(folder / "swin_t_digits.safetensors")),
         *("--eval", str(folder / "eval"), "--calib", str(folder / "calib")),
+        *("--batch", BATCH[SWIN_T]),
     ]
 
 
 def auto(command: list[str], target: Path) -> list[str]:
-    whole = [*runs.TRTSHIP, "deploy", *command, "--precision", "auto", "--max-drop", "0.5"]
-    return [*whole, "--batch", f"1:{OPT}:128", "-o", str(target)]
+    return [*runs.TRTSHIP, "deploy", *command, "--precision", "auto", "--max-drop", "0.5", "-o", str(target)]
 
 
 def make_ahead(command: list[str], folder: Path) -> None:
-    """Every precision's candidate at the same time, each by a deploy of its own."""
-    threads = [threading.Thread(target=_make_candidate, args=(command, one.value, folder)) for one in Precision]
-    for thread in threads:
+    """Every precision's candidate at the same time, each by a deploy of its own with its share of the cores; all of
+    them for the first, until it has made what they have in common."""
+    first, *others = Precision
+    common = threading.Event()
+    share = max(1, (os.cpu_count() or 1) // len(Precision))
+    threads = [threading.Thread(target=_make_candidate, args=(command, first.value, folder, None, common))]
+    threads[0].start()
+    common.wait()
+    threads += [
+        threading.Thread(target=_make_candidate, args=(command, one.value, folder, share, common)) for one in others
+    ]
+    for thread in threads[1:]:
         thread.start()
     for thread in threads:
         thread.join()
 
 
-def _make_candidate(command: list[str], precision: str, folder: Path) -> None:
+def _make_candidate(
+    command: list[str], precision: str, folder: Path, cores: int | None, common: threading.Event
+) -> None:
     """Ended as soon as the candidate has passed or failed: times taken beside the others' work would say nothing."""
     whole = [*auto(command, folder / f"{precision}.trtship"), "--candidates", precision]
-    with subprocess.Popen(whole, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        for line in process.stderr:
-            print(f"[{precision}] {line}", end="", file=sys.stderr, flush=True)
-            if re.search(rf"\b{precision}: (passed|failed)\b", line):
-                process.terminate()
+    variables = os.environ | ({} if cores is None else {"OMP_NUM_THREADS": str(cores)})
+    try:
+        with subprocess.Popen(
+            whole, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=variables
+        ) as process:
+            assert process.stderr is not None
+            for line in process.stderr:
+                print(f"[{precision}] {line}", end="", file=sys.stderr, flush=True)
+                if line.startswith("set the precision"):
+                    common.set()
+                if re.search(rf"\b{precision}: (passed|failed)\b", line):
+                    process.terminate()
+    finally:
+        common.set()
 
 
 def deployed(name: str, command: list[str], target: Path, *, budget: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from trtship.errors import DeviceError, GraphError, TrtshipError
 from trtship.needs import need
 from trtship.session.base import Array, Session, is_torch
+from trtship.session.cores import bounded_cores
 from trtship.spec import TensorSpec
 
 Providers = Literal["cpu", "cuda", "auto"]
@@ -31,9 +32,9 @@ class OnnxRuntimeSession(Session):
     """An ONNX file (its external data beside it), or the bytes of one.
 
     `providers` is where it runs: `"cpu"`; `"cuda"`, which raises DeviceError where onnxruntime cannot use CUDA;
-    `"auto"`, CUDA where that works. `threads` bounds the CPU threads of one operator (default: onnxruntime's own
-    choice). `optimize=False` runs the graph node by node as it is written, without onnxruntime's fusions; a graph that
-    those fusions break is run so in any case.
+    `"auto"`, CUDA where that works. `threads` bounds the CPU threads of one operator (default: as many as the process
+    may use, by `bounded_cores`; onnxruntime's own choice where nothing bounds it). `optimize=False` runs the graph node
+    by node as it is written, without onnxruntime's fusions; a graph that those fusions break is run so in any case.
 
     Raises GraphError when onnxruntime refuses the graph, when it loads or while it runs.
     """
@@ -119,8 +120,7 @@ def _open(ort: Any, graph: Path | str | bytes, providers: list[str], threads: in
     options = ort.SessionOptions()
     options.log_severity_level = SILENT
     options.graph_optimization_level = level
-    if threads is not None:
-        options.intra_op_num_threads = threads
+    options.intra_op_num_threads = threads or bounded_cores() or 0  # 0: onnxruntime chooses
     return ort.InferenceSession(graph if isinstance(graph, bytes) else str(graph), options, providers=providers)
 
 
