@@ -1,7 +1,8 @@
 """Tests that need an NVIDIA GPU and TensorRT; without them they skip and say why.
 
 With `TRTSHIP_GPU_RESULTS=FILE` the outcomes, and what tests noted with `record_property`, are written there as JSON,
-with the machine, the versions, the date and the command.
+with the machine, the versions, the date and the command. With several workers (`-n 5 --dist loadfile`) give each its
+share of the cores: `OMP_NUM_THREADS=3`.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 def _write() -> None:
     """After every test: a run that is ended halfway has its results."""
-    if target := os.environ.get("TRTSHIP_GPU_RESULTS"):
+    target = os.environ.get("TRTSHIP_GPU_RESULTS")
+    if target and "PYTEST_XDIST_WORKER" not in os.environ:
         document = {
             "what": "tests/gpu",
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -66,11 +68,9 @@ def _write() -> None:
 
 
 @pytest.fixture(scope="session")
-def gpu_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The stage cache: `$TRTSHIP_CACHE` where that is set, else one of this run's own."""
-    folder = Path(os.environ.get("TRTSHIP_CACHE") or tmp_path_factory.mktemp("cache"))
-    os.environ["TRTSHIP_CACHE"] = str(folder)
-    return folder
+def gpu_cache(stage_cache: Path) -> Path:
+    """The stage cache of this test run, which its workers share: a plan's kernels are compiled once."""
+    return stage_cache
 
 
 @pytest.fixture(scope="session")

@@ -76,3 +76,14 @@ def test_what_is_worked_out_is_what_runs(swin: Callable[..., Path]) -> None:
         assert session.outputs[0].shape == ("B", 5)
     model = load_graph(swin("own"))
     assert Known(model, {"B": 4}).shape(model.graph.outputs[0]) == (4, 5)
+
+
+@pytest.mark.parametrize(("start", "known"), [("x", False), ("large", True)])
+def test_a_graph_deeper_than_pythons_stack_is_read(tmp_path: Path, start: str, known: bool) -> None:
+    lines = [f"t{n + 1} = Neg(t{n})" for n in range(3000)]
+    first = ["n = Constant<value_ints = [5000]>()", "large = ConstantOfShape(n)", f"t0 = Identity({start})"]
+    body = "\n".join([*first, *lines, "y = Identity(t3000)"])
+    model = load_graph(written(tmp_path / "m.onnx", f"(float[5000] x) => (float[5000] y) {{{body}}}"))
+    found = Known(model, {}).data(model.graph.outputs[0])
+    assert (found is not None) == known
+    assert found is None or (found == np.zeros(5000)).all()

@@ -57,8 +57,7 @@ class Known:
             return value.const_value.numpy()
         node = value.producer()
         if value not in self._data and node is not None:
-            self._data.update(dict.fromkeys(node.outputs))
-            self._data.update(self._evaluated(node))
+            self._settle(node)
         return self._data.get(value)
 
     def moved(self, node: onnx_ir.Node, array: Numbers) -> dict[onnx_ir.Value, Numbers]:
@@ -105,6 +104,32 @@ class Known:
     def _is_small(self, value: onnx_ir.Value) -> bool:
         shape = self.shape(value)
         return shape is not None and math.prod(shape) <= (FEW if self.dtype(value).kind == "f" else SMALL)
+
+    def _settle(self, node: onnx_ir.Node) -> None:
+        """The elements of its outputs, those before it first: graphs are deeper than Python's stack."""
+        stack = [node]
+        while stack:
+            before = self._awaited(stack[-1])
+            if before is not None:
+                stack.append(before)
+                continue
+            done = stack.pop()
+            self._data.update(dict.fromkeys(done.outputs))
+            self._data.update(self._evaluated(done))
+
+    def _awaited(self, node: onnx_ir.Node) -> onnx_ir.Node | None:
+        """The producer of the first input that must be settled before it; None where all are, or one depends
+        on data."""
+        if node.op_type == "Shape":
+            return None
+        for value in node.inputs:
+            if value is None or (value.const_value is not None and not value.is_graph_input()):
+                continue
+            if value not in self._data:
+                return value.producer()
+            if self._data[value] is None:
+                return None
+        return None
 
     def _evaluated(self, node: onnx_ir.Node) -> dict[onnx_ir.Value, Numbers]:
         import numpy as np
