@@ -52,7 +52,8 @@ def gpu_table() -> str:
     states = [t["outcome"] for t in document["tests"].values()]
     counts = ", ".join(f"{states.count(s)} {s}" for s in ("passed", "failed", "skipped") if s in states)
     table = rows(["Swin-T plan", "relative L2, worst row", "bound", "batches", "verdict"], body)
-    return f"{table}\n\nThe saved plan against eager PyTorch in fp32. GPU suite: {counts}. {where(document)}."
+    suite = f"GPU suite, the last run of each test: {counts}. {where(document)}."
+    return f"{table}\n\nThe saved plan against eager PyTorch in fp32. {suite}"
 
 
 def overhead_table() -> str:

@@ -45,8 +45,8 @@ def test_a_second_process_compiles_nothing_and_gives_the_same(
     before = kept.read_bytes()
     assert before.startswith(MAGIC)
     warm = run(bundle, feeds, tmp_path / "warm.npy")
-    record_property("seconds", {"cold": cold, "warm": warm})
-    record_property("bytes", len(before))
+    record_property("to_first_result", {"cold": cold, "warm": warm})
+    record_property("bytes", {"cold": len(before), "warm": len(kept.read_bytes())})
     assert kept.read_bytes() == before
     np.testing.assert_array_equal(np.load(tmp_path / "warm.npy"), np.load(tmp_path / "cold.npy"))
 

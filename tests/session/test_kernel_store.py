@@ -111,3 +111,13 @@ def test_those_least_lately_used_make_way(tmp_path: Path) -> None:
     assert stores[0].load()  # used just now
     stores[3].keep(bytes(300))
     assert [one.file.exists() for one in stores] == [True, False, False, True]
+
+
+def test_kernels_that_could_not_be_used_are_removed(tmp_path: Path) -> None:
+    store(tmp_path).keep(b"kernels")
+    kept = store(tmp_path)
+    kept.load()
+    kept.forget()
+    assert store(tmp_path).load() == b""
+    kept.keep(b"new")
+    assert store(tmp_path).load() == b"new"

@@ -9,6 +9,7 @@ from trtship.errors import DeviceError
 from trtship.family.context import Context
 from trtship.family.kernels import Kernels
 from trtship.family.layer_times import LayerTimes, profiler_of
+from trtship.family.logger import recording
 from trtship.family.profiles import Profile, Shapes
 from trtship.family.tf32 import environment
 from trtship.spec import ShapeRange, TensorSpec
@@ -79,15 +80,26 @@ class Engine:
         strategy = module.ExecutionContextAllocationStrategy.STATIC
         if several:  # else each context would take the memory of the largest profile
             strategy = module.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE
-        with environment(self._variables):
-            context = self.kernels.create_context(strategy)
-            if context is None or (several and not context.set_optimization_profile_async(profile, stream)):
-                raise DeviceError(
-                    "TensorRT could not create an execution context",
-                    why="most often the GPU has too little free memory for the plan's activations",
-                    do="free GPU memory, or rebuild with a smaller maximum batch",
-                )
+        with environment(self._variables), recording(module) as log:
+            context = self._context(strategy, profile if several else None, stream)
+            if context is None:  # an older runtime's kernels, say: the plan itself has all that it needs
+                self.kernels.discard()
+                context = self._context(strategy, profile if several else None, stream)
+        if context is None:
+            reasons = [line[4:] for line in log if line.startswith(("[E]", "[F]"))]
+            raise DeviceError(
+                "TensorRT could not create an execution context",
+                why=reasons[-1] if reasons else "it gave no reason; most often the GPU has too little free memory",
+                do="free GPU memory, or rebuild with a smaller maximum batch",
+            )
         self._contexts[profile] = Context(context, tuple(spec.name for spec in self.outputs))
+
+    def _context(self, strategy: Any, profile: int | None, stream: int) -> Any:
+        """An `IExecutionContext` with its profile chosen; None where TensorRT could not."""
+        context = self.kernels.create_context(strategy)
+        if context is None or profile is None or context.set_optimization_profile_async(profile, stream):
+            return context
+        return None
 
     def set_shapes(self, shapes: Shapes, profile: int) -> dict[str, tuple[int, ...]]:
         """Choose a prepared profile and set the input shapes; returns the output shapes. Raises InputError for shapes

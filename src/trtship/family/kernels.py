@@ -13,7 +13,8 @@ class Kernels:
     def __init__(self, module: Any, engine: Any, saved: bytes) -> None:
         """`saved` is what `serialized` gave before, or nothing; it must be bytes whose hash was checked. What this
         GPU, TensorRT or CUDA cannot use, TensorRT leaves out."""
-        self._module, self._engine, self._cache = module, engine, None
+        self._engine, self._cache = engine, None
+        self.discarded = False
         if hasattr(module, "IRuntimeCache"):
             settings = engine.create_runtime_config()
             self._cache = settings.create_runtime_cache()
@@ -34,6 +35,10 @@ class Kernels:
         """All kernels compiled or loaded so far; nothing where there are none, or none can be kept."""
         memory = None if self._cache is None else self._cache.serialize()
         return b"" if memory is None else bytes(memory)
+
+    def discard(self) -> None:
+        """Keep none, and use none of those that were kept, for contexts from now on."""
+        self.discarded, self._cache = True, None
 
     def close(self) -> None:
         """After the contexts, before the engine."""

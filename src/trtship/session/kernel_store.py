@@ -50,7 +50,7 @@ class KernelStore:
         self.file = (root or cache_root()) / "kernels" / name
         self.state = "none kept"
         self._limit = limit
-        self._digest = b""
+        self._size = 0
 
     def load(self) -> bytes:
         """What was kept; nothing where there is none. A file that is not as it was written is discarded."""
@@ -65,22 +65,29 @@ class KernelStore:
             return b""
         with suppress(OSError):
             os.utime(self.file)
-        self._digest, self.state = digest, "kept"
+        self._size, self.state = len(kernels), "kept"
         return kernels
 
     def keep(self, kernels: bytes) -> None:
-        """Write them, unless they are what was loaded or kept last. A place that cannot be written to is no error: the
-        next process compiles again, and `state` has the reason."""
-        digest = hashlib.sha256(kernels).digest()
-        if not kernels or digest == self._digest:
+        """Write them where they are more than was loaded or kept last: a process that only loaded them may serialize
+        other bytes. A place that cannot be written to is no error: the next process compiles again, and `state` has the
+        reason."""
+        if len(kernels) <= self._size:
             return
+        digest = hashlib.sha256(kernels).digest()
         try:
             with whole_file(self.file) as draft:
                 draft.write_bytes(MAGIC + digest + kernels)
-            self._digest, self.state = digest, "kept"
+            self._size, self.state = len(kernels), "kept"
             self._make_way()
         except (OutputError, OSError) as error:
             self.state = f"not kept: {error}"
+
+    def forget(self) -> None:
+        """Remove what was kept: TensorRT could not use it."""
+        with suppress(OSError):
+            self.file.unlink()
+        self._size, self.state = 0, "none kept"
 
     def _make_way(self) -> None:
         """Remove the files least lately used, beyond the limit; never this one."""

@@ -106,6 +106,8 @@ class TensorRTSession(Session):
         if not self._engine.is_prepared(profile):
             self._engine.prepare(profile, self._stream)
             self._cuda.synchronize(self._stream)
+            if self._engine.kernels.discarded:
+                self.kernels.forget()
             self.kernels.keep(self._engine.kernels.serialized())
         return self._engine.set_shapes(shapes, profile)
 
