@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -126,4 +127,20 @@ def old_bundle(work: Workplace) -> dict[str, str]:
 
 
 def partial(folder: Path) -> list[str]:
-    return [path.name for path in folder.rglob("*.partial")]
+    """The drafts that nobody holds. (Other workers of this test run deploy into the same cache.)"""
+    return [path.name for path in folder.rglob("*.partial") if is_abandoned(path)]
+
+
+def is_abandoned(draft: Path) -> bool:
+    """A living process holds a lock on its draft."""
+    try:
+        lock = os.open(draft, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(lock)
+    return True
