@@ -2,27 +2,34 @@
 
     python benchmarks/swin_bench.py [--models NAME ...] [--precision fp16] [--batches 1,32,128]
         [--bundle-batch MIN:OPT:MAX] [--builds 3] [--against PEERS] [--peer-path PEER=FOLDER ...]
-        [--prepare-within SECONDS] [--bundles DIR] [--out DIR]
+        [--prepare-within SECONDS] [--at-once N] [--bundles DIR] [--out DIR]
 
 Writes DIR/bench_MODEL_PRECISION.json for each model, as soon as it is done, and prints the table. See `trtship bench`
 for what is timed and how; everybody starts from inputs of the precision's own type on the GPU.
+
+Compiling is most of the time, and most of it runs on one core for each peer. `--at-once 2` prepares two models at the
+same time; both are ready before the first is timed, and while one is timed the other's processes wait idle.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
 import sys
 import tempfile
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
-import msgspec
 import runs
 
-from trtship.bench import BenchReport
-from trtship.cli.bench import show
+from trtship.bench import bench
+from trtship.bench.original import options_of, original_of
+from trtship.bundle import Bundle
+from trtship.cli.bench import peer_paths, show
 from trtship.cli.console import Console
+from trtship.progress import Progress
+from trtship.spec import as_plain
 
 SWIN = "swin_t"
 PEERS = "eager,compile,torch-tensorrt,onnx-tensorrt"
@@ -40,33 +47,83 @@ def main() -> int:
     parser.add_argument("--against", default=PEERS)
     parser.add_argument("--peer-path", action="append", default=[])
     parser.add_argument("--prepare-within", default="1800")
+    parser.add_argument("--at-once", type=int, default=1, metavar="N", help="models that are prepared at the same time")
     parser.add_argument("--bundles", type=Path, help="where the bundles stay; one that is there is not made again")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        for model in arguments.models:
-            bench_one(model, (arguments.bundles or Path(folder)) / f"{model}-{arguments.precision}.trtship", arguments)
+        for first in range(0, len(arguments.models), arguments.at_once):
+            models = arguments.models[first : first + arguments.at_once]
+            places = {
+                model: (arguments.bundles or Path(folder)) / f"{model}-{arguments.precision}.trtship"
+                for model in models
+            }
+            turns = Turns(len(models))
+            with ThreadPoolExecutor(len(models)) as pool:
+                for done in [pool.submit(bench_one, model, place, arguments, turns) for model, place in places.items()]:
+                    done.result()
     return 0
 
 
-def bench_one(model: str, bundle: Path, arguments: argparse.Namespace) -> None:
+class Turns:
+    """All are ready before the first is timed, and one is timed, to its end, at a time."""
+
+    def __init__(self, count: int) -> None:
+        self.ready, self.timing = threading.Barrier(count), threading.Lock()
+
+
+class Told(Progress):
+    """Tells of one model's stages on stderr, and takes its turn before its first timing."""
+
+    def __init__(self, model: str, turns: Turns) -> None:
+        self._model, self._turns, self.has_turn = model, turns, False
+
+    def started(self, name: str, detail: str) -> None:
+        if name == "time" and not self.has_turn:
+            with suppress(threading.BrokenBarrierError):  # another failed before it was ready: no need to wait for it
+                self._turns.ready.wait()
+            self._turns.timing.acquire()
+            self.has_turn = True
+        self.note(f"{name} {detail}")
+
+    def note(self, text: str) -> None:
+        print(f"[{self._model}] {text}", file=sys.stderr, flush=True)
+
+    def end(self) -> None:
+        if self.has_turn:
+            self._turns.timing.release()
+        else:
+            self._turns.ready.abort()
+
+
+def bench_one(model: str, place: Path, arguments: argparse.Namespace, turns: Turns) -> None:
     batches = [int(n) for n in arguments.batches.split(",")]
-    if not bundle.exists():
+    if not place.exists():
         runs.deploy(
-            model, bundle, precision=arguments.precision, batch=arguments.bundle_batch or runs.batch_range(batches)
+            model, place, precision=arguments.precision, batch=arguments.bundle_batch or runs.batch_range(batches)
         )
-    command = [*runs.TRTSHIP, "bench", str(bundle), "--json", "--together"]
-    command += ["--against", arguments.against, "--batches", arguments.batches, "--builds", arguments.builds]
-    command += ["--prepare-within", arguments.prepare_within]
-    command += [part for path in arguments.peer_path for part in ("--peer-path", path)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, check=False)
-    if done.returncode:
-        raise SystemExit(f"{runs.shown(command)} ended with {done.returncode}")
-    plain = json.loads(done.stdout)
+    told = Told(model, turns)
+    try:
+        bundle = Bundle.open(place)
+        options = options_of(bundle)
+        report = bench(
+            bundle,
+            original_of(bundle, options, progress=told),
+            options,
+            against=arguments.against.split(","),
+            batches=batches,
+            builds=int(arguments.builds),
+            peer_paths=peer_paths(arguments.peer_path),
+            within=float(arguments.prepare_within),
+            together=True,
+            progress=told,
+        )
+    finally:
+        told.end()
     target = arguments.out / f"bench_{model}_{arguments.precision}.json"
     about = {"what": "trtship bench", "model": model, "precision": arguments.precision}
-    runs.write(target, {**about, "bench_command": runs.shown(command), "report": plain})
-    show(msgspec.convert(plain, BenchReport), Console())
+    runs.write(target, {**about, "report": as_plain(report)})
+    show(report, Console())
     sys.stdout.flush()
 
 

@@ -369,9 +369,11 @@ def test_real_models_keep_their_statistics_and_nothing_else(
     before = Counter(ops(exported(name)))
     assert set(report.kept) <= {"Softmax", "ReduceMean", "ReduceL2", "Clip", "Expand", "Div", "Reshape", "Gather"} | (
         {"Transpose"} if name == "convnext" else {"Sigmoid"} if name == "swinv2" else set()
-    )
+    ) | {"Gemm"}
+    assert report.kept["Gemm"] == 1  # the head
     assert report.kept.get("Softmax", 0) == before["Softmax"]
     assert report.casts <= 2 + 2 * report.kept.get("Softmax", 0) + 2 + 2 * report.kept.get("ReduceL2", 0)
-    products = [node for node in model.graph if node.op_type in ("MatMul", "Gemm", "Conv")]
+    *products, head = [node for node in model.graph if node.op_type in ("MatMul", "Gemm", "Conv")]
     kinds = {str(v.dtype) for node in products for v in node.inputs if v is not None and v.dtype is not None}
     assert kinds == {precision.graph_dtype.upper()}
+    assert {str(v.dtype) for v in head.inputs if v is not None} == {"FLOAT"}

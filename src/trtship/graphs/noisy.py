@@ -21,7 +21,7 @@ import numpy as np
 
 from trtship.graphs.operators import PRODUCTS
 from trtship.graphs.rounding import DEVIATION
-from trtship.graphs.roundings import FULL, roundings_of
+from trtship.graphs.roundings import FULL, TF32, roundings_of
 from trtship.spec import Precision
 
 if TYPE_CHECKING:
@@ -66,7 +66,8 @@ def noise_sizes(model: onnx_ir.Model, precision: Precision, *, amplified: float 
 
 def _sizes_of(node: onnx_ir.Node, precision: Precision, unit: float) -> Sizes:
     rounding = roundings_of(node, precision)
-    constants = precision.unit_roundoff if rounding.low > 1 and any(map(_is_array, node.inputs)) else 0.0
+    rounded = precision.unit_roundoff if rounding.low > 1 else TF32 if rounding.tf32 else 0.0
+    constants = rounded if any(map(_is_array, node.inputs)) else 0.0
     variance = rounding.variance - constants * constants
     if node.op_type not in PRODUCTS or not variance:
         return Sizes(unit * math.sqrt(variance), constants=unit * constants)

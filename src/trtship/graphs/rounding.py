@@ -103,7 +103,8 @@ def _largest(candidates: Iterable[Rounding]) -> Rounding:
 def _derivation(longest: Rounding, precision: Precision, bound: float) -> str:
     own = f"{longest.low} roundings at u = {precision.unit_roundoff:.3g} ({precision.value})"
     full = f"{longest.full} at 2^-24 (fp32)"
-    parts = full if precision is Precision.FP32 else f"{own} and {full}"
+    tf32 = f", {longest.tf32} at 2^-11 (TF32)" * bool(longest.tf32)
+    parts = full if precision is Precision.FP32 else f"{own}{tf32} and {full}"
     return (
         f"longest path: {parts}; bound = lambda * sqrt(sum of u^2) = {LAMBDA:.3g} * {bound / LAMBDA:.3g}; lambda = "
         f"{QUANTILE:.3g} (normal quantile for 1e-6) * {DEVIATION:.3g} (deviation of one rounding, Benford "

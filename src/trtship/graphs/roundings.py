@@ -12,7 +12,7 @@ from trtship.spec import Precision
 if TYPE_CHECKING:
     import onnx_ir
 
-FULL = Precision.FP32.unit_roundoff
+FULL, TF32 = Precision.FP32.unit_roundoff, Precision.TF32.unit_roundoff
 UNKNOWN_SIZE = 1024
 """Taken for the terms of a sum over a dimension whose size is not known; generous for a vision model."""
 FUNCTION = 4
@@ -23,14 +23,18 @@ ARITHMETIC = frozenset({"Add", "Sub", "Mul", "Div", "Sum", "Mean", "Sqrt", "Reci
 
 @dataclass(frozen=True)
 class Rounding:
-    """Sequential roundings: `low` at the graph's reduced precision, `full` in fp32; `variance` is sum of u^2."""
+    """Sequential roundings: `low` at the graph's reduced precision, `full` in fp32, `tf32` of a product's fp32 operands
+    in a graph of a lower precision; `variance` is sum of u^2."""
 
     low: int = 0
     full: int = 0
     variance: float = 0.0
+    tf32: int = 0
 
     def __add__(self, other: Rounding) -> Rounding:
-        return Rounding(self.low + other.low, self.full + other.full, self.variance + other.variance)
+        return Rounding(
+            self.low + other.low, self.full + other.full, self.variance + other.variance, self.tf32 + other.tf32
+        )
 
 
 def roundings_of(node: onnx_ir.Node, precision: Precision) -> Rounding:
@@ -39,19 +43,20 @@ def roundings_of(node: onnx_ir.Node, precision: Precision) -> Rounding:
     A product or reduction of K terms accumulates in fp32 whatever its inputs are, one term after the other (blocked
     sums are better). The k-th partial sum of random terms is about sqrt(k/K) of the whole, and so is its rounding
     error: the K roundings weigh as K/2. The result is rounded to the output's type. A constant operand was rounded
-    to that type before: one more. TF32 rounds both operands of a product.
+    to that type before: one more. TF32 rounds both operands of a product: those of fp32 in all precisions but fp32.
     """
     kinds = [value.dtype.name for value in node.outputs if value.dtype is not None]
     if node.op_type in EXACT or not any(kind in FLOATS for kind in kinds):
         return Rounding()
     is_low = any(kind in ("FLOAT16", "BFLOAT16") for kind in kinds)
     full = _accumulations(node)
-    low = _constants(node) + 1 if is_low else 0
+    low, tf32 = _constants(node) + 1 if is_low else 0, 0
     if not is_low:
         full = full + 1 if node.op_type != "Cast" else 0
-        low = 2 if precision is Precision.TF32 and node.op_type in PRODUCTS else 0
+        operands = 2 if precision.tf32 and node.op_type in PRODUCTS else 0
+        low, tf32 = (operands, 0) if precision is Precision.TF32 else (0, operands)
     u = precision.unit_roundoff
-    return Rounding(low, full, low * u * u + full * FULL * FULL)
+    return Rounding(low, full, low * u * u + tf32 * TF32 * TF32 + full * FULL * FULL, tf32)
 
 
 def _accumulations(node: onnx_ir.Node) -> int:

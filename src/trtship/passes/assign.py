@@ -1,6 +1,7 @@
 """Which nodes of an fp32 graph compute in the low precision, and which stay in fp32.
 
-The nodes that are named to be kept stay. Then five rules, in the order of `_stays`:
+The nodes that are named to be kept stay, and so do the heads (`trtship.passes.heads`): the product behind the pooling,
+whose errors are the outputs' own. Then five rules, in the order of `_stays`:
 
 1. Index arithmetic (floats that only become integers) is exact or wrong, so it stays.
 2. Operators of `KEPT_IN_FP32`, and those whose ONNX definition has no low-precision form, stay.
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING
 from trtship.errors import SpecError
 from trtship.graphs.operators import ELEMENTWISE, FP32_SLOTS, KEPT_IN_FP32, MOVES, REDUCTIONS
 from trtship.passes.constants import in_range, is_tiny
+from trtship.passes.heads import heads
 from trtship.passes.quantize_places import name_of
 
 if TYPE_CHECKING:
@@ -62,7 +64,7 @@ class Assignment:
         self._wide: set[onnx_ir.Value] = set()
         self._full_values: set[onnx_ir.Value] = set()
         nodes = [node for node in model.graph if any(map(is_float, (*node.inputs, *node.outputs)))]
-        self._indices = _index_arithmetic(nodes)
+        self._indices, self._heads = _index_arithmetic(nodes), heads(model)
         for node in nodes:
             variable = [value for value in node.inputs if value is not None and is_float(value)]
             variable = [value for value in variable if not is_constant(value)]
@@ -73,7 +75,7 @@ class Assignment:
 
     def _stays(self, node: onnx_ir.Node, variable: list[onnx_ir.Value]) -> bool:
         op = node.op_type
-        if name_of(node) in self._keep:
+        if name_of(node) in self._keep or node in self._heads:
             return True
         if node in self._indices or op in KEPT_IN_FP32 or not self._has_low_form(node):
             return True
