@@ -29,6 +29,7 @@ from trtship.bench.protocol import (
     Written,
 )
 from trtship.bench.reasons import reason_of
+from trtship.bench.turns import turns_file
 from trtship.errors import SourceError
 from trtship.processes import keep_stdout
 from trtship.session.base import dtype_name
@@ -108,7 +109,7 @@ class Worker:
             device=job.device,
             variant=job.variant,
             folder=Path(job.folder),
-            turns=Path(job.folder).parent / "turns",
+            turns=turns_file(),
         )
         absent: list[Absent] = []
         try:
