@@ -55,4 +55,4 @@ browser: $(VENV)/.ready-test
 	  { echo "install Chromium and a Java runtime: the tests of the report need them"; exit 1; }
 
 clean:
-	rm -rf $(VENV) $(DEMO) build *.egg-info src/*.egg-info
+	rm -rf $(VENV) $(DEMO) .pytest_cache build *.egg-info src/*.egg-info

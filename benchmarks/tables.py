@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from trtship.bench import BenchReport, Row
 
 ROOT = Path(__file__).resolve().parent.parent
+LARGEST = 4
+NOT_OURS = ("python", "import numpy")
 RESULTS = ROOT / "benchmarks" / "results"
 
 
@@ -168,7 +170,22 @@ def plain_table() -> str:
     return f"{rows(header, body)}\n\n{about} {where(document)}."
 
 
+def install_table() -> str:
+    document = json.loads((RESULTS / "install_size.json").read_text())
+    body = []
+    for r in document["rows"]:
+        largest = ", ".join(f"{name} {size / 1e6:.0f}" for name, size in list(r["packages"].items())[:LARGEST])
+        body.append([f"`trtship[{r['extras']}]`", f"{r['bytes'] / 1e6:.0f}", str(len(r["packages"])), largest])
+    table = rows(["installed", "MB", "packages", "the largest of them, MB"], body)
+    starts = document["rows"][0]["starts_ms"]
+    times = ", ".join(f"`{name}` {ms} ms" for name, ms in starts.items() if name not in NOT_OURS)
+    bare = ", ".join(f"{name} {starts[name]} ms" for name in NOT_OURS)
+    about = "All installed files; MB are 10^6 bytes. Whole processes in the first environment, median: "
+    return f"{table}\n\n{about}{times} ({bare}). {where(document)}."
+
+
 TABLES: dict[str, Callable[[], str]] = {"gpu": gpu_table, "overhead": overhead_table, "deploy": deploy_table}
+TABLES["install"] = install_table
 if list(RESULTS.glob("bench_*.json")):
     TABLES["bench"] = bench_table
 if (RESULTS / "plain_ratio.json").exists():

@@ -71,3 +71,12 @@ def deployed(for_all: Path, stage_cache: Path) -> Callable[[str, str], Path]:
             return target if target.exists() else MAKERS[name](folder, precision)
 
     return deploy
+
+
+@pytest.fixture(scope="session")
+def torch_free(request: pytest.FixtureRequest) -> Path:
+    """A Python with `pip install trtship[rtx]` of this checkout and nothing else; kept between test runs."""
+    from bare import torch_free
+
+    assert request.config.cache is not None
+    return torch_free(request.config.cache.mkdir("environments"))

@@ -8,13 +8,32 @@ from typing import Any
 
 from trtship.errors import DependencyError
 
-EXTRAS = {"tensorrt_rtx": "rtx", "tensorrt": "tensorrt", "cuda": "rtx", "model_signing": "sign"}
+# extra -> the modules that it brings and that are imported at the moment of use; None: trtship itself
+BROUGHT_BY: dict[str | None, tuple[str, ...]] = {
+    None: ("numpy", "PIL", "msgspec", "rich", "filelock", "packaging", "jinja2", "markupsafe"),
+    "make": (
+        "torch", "torchvision", "timm", "transformers", "safetensors", "huggingface_hub",
+        "onnx", "onnxscript", "onnx_ir", "onnxsim",
+    ),
+    "rtx": ("tensorrt_rtx", "cuda", "onnxruntime"),
+    "tensorrt": ("tensorrt",),
+    "sign": ("model_signing",),
+}  # fmt: skip
 
 
 def keep_quiet() -> None:
     """onnxruntime's builds report their use to their maker from the moment they are imported, by default. A tool that
     somebody runs on a model of theirs asks first: `ORT_DISABLE_TELEMETRY=0` allows it."""
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+
+def remedy(module: str) -> str:
+    """The command that installs what a missing module belongs to."""
+    package = module.split(".")[0]
+    for extra, modules in BROUGHT_BY.items():
+        if package in modules:
+            return f"pip install 'trtship[{extra}]'" if extra else "pip install trtship, into this Python"
+    return f"pip install {package}, into this Python"
 
 
 def need(module: str, *, purpose: str) -> Any:
@@ -29,6 +48,4 @@ def need(module: str, *, purpose: str) -> Any:
             isinstance(error, ModuleNotFoundError) and error.name is not None and error.name.split(".")[0] == package
         )
         why = f"{purpose} needs the package {package}, which is not installed" if absent else str(error)
-        raise DependencyError(
-            f"cannot import {module}", why=why, do=f"pip install 'trtship[{EXTRAS.get(package, 'make')}]'"
-        ) from error
+        raise DependencyError(f"cannot import {module}", why=why, do=remedy(module)) from error

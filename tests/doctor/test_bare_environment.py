@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
-import os
 import subprocess
-import sys
-import venv
 from pathlib import Path
 
 import pytest
 
 import trtship
+from bare import linked, run_there
 
 BASE = ("numpy", "pillow", "msgspec", "rich", "markdown-it-py", "mdurl", "pygments", "filelock", "packaging")
 RUN = """
@@ -27,22 +24,11 @@ sys.exit(code)
 
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Python whose site-packages has links to the base packages, and nothing else."""
-    home = tmp_path_factory.mktemp("bare")
-    venv.create(home, with_pip=False, symlinks=True)
-    site = home / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
-    for name in BASE:
-        files = importlib.metadata.files(name) or []
-        for top in {file.parts[0] for file in files if not file.parts[0].startswith("..")}:
-            if not (site / top).exists():
-                (site / top).symlink_to(Path(str(importlib.metadata.distribution(name).locate_file(top))))
-    return home / "bin" / "python"
+    return linked(tmp_path_factory.mktemp("bare"), BASE)
 
 
 def run(python: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    source = Path(trtship.__file__).parents[1]
-    environment = os.environ | {"PYTHONPATH": str(source)}
-    return subprocess.run([python, "-c", RUN, *arguments], env=environment, capture_output=True, text=True, check=False)
+    return run_there(python, "-c", RUN, *arguments, PYTHONPATH=str(Path(trtship.__file__).parents[1]))
 
 
 def test_with_the_base_package_alone_it_lists_what_is_missing_and_exits_3(bare: Path) -> None:

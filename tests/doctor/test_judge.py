@@ -157,3 +157,25 @@ def test_any_machine_gets_a_diagnosis_whose_parts_agree(machine: Machine) -> Non
 def test_a_gpu_line_has_name_capability_and_memory() -> None:
     found = of(judge(structs.replace(WORKSTATION, gpus=(RTX_4090,))), "GPU 0").found
     assert found == "NVIDIA GeForce RTX 4090, compute capability 8.9, 24564 MiB"
+
+
+def test_where_bundles_are_only_run_what_makes_them_is_worth_a_note() -> None:
+    runtime = {name: WORKSTATION.packages[name] for name in ("onnxruntime", "tensorrt-rtx", "cuda-bindings")}
+    diagnosis = judge(structs.replace(WORKSTATION, packages=runtime))
+    assert diagnosis.ok
+    assert able(diagnosis) == [False, True, True, True, True]
+    torch = of(diagnosis, "torch")
+    assert (torch.state, torch.mend) == ("note", "pip install 'trtship[make]'")
+    assert torch.why.endswith("needed to make bundles, not to run them")
+
+
+def test_a_runtime_without_onnxruntime_asks_for_the_runtimes_own_extra() -> None:
+    lacking = structs.replace(WORKSTATION, packages={"tensorrt-rtx": WORKSTATION.packages["tensorrt-rtx"]})
+    found = of(judge(lacking), "onnxruntime")
+    assert (found.state, found.mend) == ("missing", "pip install 'trtship[rtx]'")
+
+
+def test_half_of_what_makes_bundles_is_a_mistake_and_no_choice() -> None:
+    diagnosis = judge(with_packages(torch=None))
+    assert of(diagnosis, "torch").state == "missing"
+    assert not diagnosis.ok

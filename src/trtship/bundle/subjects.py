@@ -11,7 +11,7 @@ import msgspec
 from trtship.bundle.bundle import Bundle
 from trtship.bundle.runtime import open_session
 from trtship.bundle.top1 import Originals, top1_verdict
-from trtship.errors import GraphError, MachineError
+from trtship.errors import DependencyError, GraphError, MachineError
 from trtship.files import temporary_folder
 from trtship.passes import emulate_low
 from trtship.progress import Progress
@@ -99,6 +99,8 @@ class Checks(msgspec.Struct, frozen=True):
             # a machine that cannot open it says nothing about it; a graph that nothing can open is no model's
             state: State = "not run" if isinstance(error, MachineError) else "failed"
             reason = f"{error.what}: {error.why}" if error.why else error.what
+            if isinstance(error, DependencyError):
+                reason += f"; {error.do}"
             gates = (*self._gates(), *(probe.name for probe in _probes_of(subject)))
             return tuple(Verdict(subject=subject.name, gate=g, state=state, reason=reason) for g in gates)
         with session, self.progress.stage(f"verify {subject.name}", f"on {session.runtime}"):

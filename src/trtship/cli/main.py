@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 from trtship import __version__
 from trtship.cli.console import Console
 from trtship.errors import Cancelled, DependencyError, TrtshipError, UserError
-from trtship.needs import keep_quiet
+from trtship.needs import keep_quiet, remedy
 
 MAKE_AND_USE = ("deploy", "run", "inspect", "verify", "report", "debug", "bench", "pack", "unpack", "sign")
 VERBS = (*MAKE_AND_USE, "export", "simplify", "optimize", "build", "doctor")
@@ -119,9 +119,7 @@ def _explain(error: BaseException) -> TrtshipError:
         what = f"cannot use {error.filename}" if error.filename else "reading or writing failed"
         return UserError(what, why=error.strerror or str(error), do=SURROUNDINGS[error.errno])
     if isinstance(error, ModuleNotFoundError) and error.name and error.name.split(".")[0] != "trtship":
-        return DependencyError(
-            f"this Python lacks the package {error.name}", why=str(error), do="pip install trtship, into this Python"
-        )
+        return DependencyError(f"this Python lacks the package {error.name}", why=str(error), do=remedy(error.name))
     return TrtshipError(
         f"trtship failed in a way it should not: {type(error).__name__}: {error}",
         why="this is a bug in trtship",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from msgspec import structs
+
 from trtship.doctor.records import Finding, Machine, Package
 
 # distribution, what it is needed for
@@ -20,6 +22,7 @@ MAKERS = {
         "onnxsim": "simplifies graphs",
     },
 }
+ONNX_RUNTIMES = ("onnxruntime-gpu", "onnxruntime")
 FAMILIES = {"tensorrt": "tensorrt", "tensorrt-rtx": "rtx"}  # distribution -> extra
 NVIDIA_INDEX = "--extra-index-url https://pypi.nvidia.com"
 DATA_CENTRE = ("8.0", "9.0", "10.0", "10.3")  # compute capabilities of A100, H100, B200, B300
@@ -28,17 +31,30 @@ DATA_CENTRE = ("8.0", "9.0", "10.0", "10.3")  # compute capabilities of A100, H1
 def check_packages(machine: Machine, mends: dict[str, str]) -> list[Finding]:
     """`mends` maps packages that fail to import to a known combination's command, better than a new installation."""
     makers = [
-        _package(machine, topic, name, f"{purpose}: needed to make bundles", "make", mends)
+        _maker(machine, topic, name, purpose, mends)
         for topic, names in MAKERS.items()
         for name, purpose in names.items()
     ]
     return [*makers, _onnxruntime(machine, mends), *_families(machine, mends), _bindings(machine, mends)]
 
 
+def only_runs(machine: Machine) -> bool:
+    """Whether trtship was installed to run bundles, not to make them: with a runtime, and nothing that makes them."""
+    makers = {name for names in MAKERS.values() for name in names}
+    return not makers & set(machine.packages) and not {*FAMILIES, *ONNX_RUNTIMES}.isdisjoint(machine.packages)
+
+
 def wanted_family(machine: Machine) -> str:
     """The TensorRT family to install here: full TensorRT where every GPU is a data-centre one, else TensorRT-RTX."""
     capabilities = {gpu.compute_capability for gpu in machine.gpus}
     return "tensorrt" if capabilities and capabilities <= set(DATA_CENTRE) else "tensorrt-rtx"
+
+
+def _maker(machine: Machine, topic: str, name: str, purpose: str, mends: dict[str, str]) -> Finding:
+    if not only_runs(machine):
+        return _package(machine, topic, name, f"{purpose}: needed to make bundles", "make", mends)
+    why = f"{purpose}: needed to make bundles, not to run them"
+    return structs.replace(_package(machine, topic, name, why, "make", mends), state="note")
 
 
 def _package(machine: Machine, topic: str, name: str, why: str, extra: str, mends: dict[str, str]) -> Finding:
@@ -66,8 +82,11 @@ def _found(package: Package) -> str:
 
 
 def _onnxruntime(machine: Machine, mends: dict[str, str]) -> Finding:
-    name = "onnxruntime-gpu" if "onnxruntime-gpu" in machine.packages else "onnxruntime"
-    finding = _package(machine, "ONNX", name, "runs and checks graphs: needed to make bundles", "make", mends)
+    name = next((name for name in ONNX_RUNTIMES if name in machine.packages), ONNX_RUNTIMES[-1])
+    needed, extra = ("make bundles", "make")
+    if only_runs(machine):
+        needed, extra = ("run bundles without a GPU, and to verify them", FAMILIES[_family(machine)])
+    finding = _package(machine, "ONNX", name, f"runs and checks graphs: needed to {needed}", extra, mends)
     if finding.state != "ok":
         return finding
     providers = ", ".join(p.removesuffix("ExecutionProvider") for p in machine.providers)
@@ -89,5 +108,10 @@ def _families(machine: Machine, mends: dict[str, str]) -> list[Finding]:
 
 
 def _bindings(machine: Machine, mends: dict[str, str]) -> Finding:
-    family = next((name for name in FAMILIES if name in machine.packages), wanted_family(machine))
-    return _package(machine, "TensorRT", "cuda-bindings", "moves data to and from the GPU", FAMILIES[family], mends)
+    extra = FAMILIES[_family(machine)]
+    return _package(machine, "TensorRT", "cuda-bindings", "moves data to and from the GPU", extra, mends)
+
+
+def _family(machine: Machine) -> str:
+    """The one that is installed, else the one to install."""
+    return next((name for name in FAMILIES if name in machine.packages), wanted_family(machine))

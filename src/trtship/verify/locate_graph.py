@@ -99,11 +99,13 @@ class Lineage:
 
 
 def typed(path: Path) -> onnx_ir.Model:
-    """The graph at `path`, its weights in memory, every tensor's type and shape inferred. Raises GraphError."""
+    """The graph at `path`, its weights in memory, every tensor's type and shape inferred. Raises GraphError,
+    DependencyError."""
+    graph = load_graph(path)  # first: where onnx_ir is missing, it says what to install
     import onnx_ir as ir
     from onnx_ir.passes import common
 
-    model: onnx_ir.Model = ir.external_data.load_to_model(load_graph(path))
+    model: onnx_ir.Model = ir.external_data.load_to_model(graph)
     if model.functions:
         common.InlinePass()(model)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
