@@ -19,7 +19,7 @@ from trtship.engine import plan_from_onnx
 from trtship.family import choose_family
 from trtship.session.onnxruntime import OnnxRuntimeSession
 from trtship.session.tensorrt import TensorRTSession
-from trtship.spec import ShapeRange, TensorSpec
+from trtship.spec import Precision, ShapeRange, TensorSpec
 from trtship.verify import Bound, Reference, Verdict, all_probes, attack
 from trtship.verify.reference import make_reference
 
@@ -52,7 +52,7 @@ def opened(tmp_path: Path, leak: str) -> tuple[Callable[[], TensorRTSession], Re
     tensors = {"w": WEIGHT, **({"part": part} if "part" in leak else {})}
     graph = written(tmp_path / "graph.onnx", BODY.replace("LEAK", leak), **tensors)
     family, _ = choose_family(None, tf32=True)
-    plan = plan_from_onnx(graph, family=family, inputs=INPUTS, ranges=RANGES, single=(8,))
+    plan = plan_from_onnx(graph, family=family, inputs=INPUTS, ranges=RANGES, single=(8,), precision=Precision.TF32)
     with OnnxRuntimeSession(right) as session:
         session.inputs = INPUTS
         reference = make_reference(session, sizes={})
