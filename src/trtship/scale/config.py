@@ -113,10 +113,13 @@ def _optimization(manifest: Manifest, served: Served, layout: Layout, batching: 
 
 def _graph_spec(size: int, layout: Layout) -> Fields:
     """Of a CUDA graph. Inputs are named where a size beside the batch may vary: a graph is for one size of each."""
-    named = layout.inputs if layout.has_open_sizes else ()
-    shapes: Fields = [
-        ("input", [("key", s.name), ("value", [("dim", layout.usual(s))])]) for s in named if layout.usual(s)
-    ]
+    if not layout.has_open_sizes:
+        return [("batch_size", size)]
+
+    def shape_of(spec: TensorSpec) -> Fields:
+        return [("dim", layout.usual(spec))] if layout.usual(spec) else []
+
+    shapes: Fields = [("input", [("key", spec.name), ("value", shape_of(spec))]) for spec in layout.inputs]
     return [("batch_size", size), *shapes]
 
 

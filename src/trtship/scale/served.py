@@ -7,6 +7,7 @@ Compatibility"), and no backend of Triton's links that: of a bundle whose plan i
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 import msgspec
@@ -78,7 +79,7 @@ def _graph(bundle: Bundle, because: str, progress: Progress) -> Served:
     inputs, outputs = (m.plan_inputs, m.plan_outputs) if low else (m.inputs, m.outputs)
     subject = "graph fp32" if name == m.graph else f"graph {m.precision}"
     _refuse_failed(bundle, subject)
-    level, reason = _level(bundle, name)
+    level, reason = level_for(bundle.path(name))
     _check(bundle, name, subject, progress)
     why = [f"the ONNX graph {name} through onnxruntime: {because}", _which(m.precision, low=low)]
     if (inputs, outputs) != (m.plan_inputs, m.plan_outputs):
@@ -114,11 +115,12 @@ def _refuse_failed(bundle: Bundle, subject: str) -> None:
         )
 
 
-def _level(bundle: Bundle, name: str) -> tuple[int, str]:
+def level_for(path: Path) -> tuple[int, str]:
     """The highest level at which onnxruntime loads the graph, and why it does not at the one above: its fusions make
-    graphs of mixed types that it then refuses itself (seen with 1.32). Raises GateError where none does."""
+    graphs of mixed types that it then refuses itself (1.32 does so of a LayerNorm in fp32 that is scaled in fp16).
+    Raises GateError where none does."""
     ort = need("onnxruntime", purpose="trying the graph that Triton will run")
-    path, reason = bundle.path(name), ""
+    reason = ""
     for level, constant in LEVELS:
         options = ort.SessionOptions()
         options.log_severity_level = FATAL_ONLY
