@@ -55,6 +55,11 @@ def remarks_of(manifest: Manifest, served: Served) -> tuple[str, ...]:
             f"at batch {limits.opt} Triton takes profile 0, for all sizes, and not the one for this size alone: it "
             "chooses by the distance to a profile's opt, and by the lower number where two are as near"
         )
+    if served.format == "plan" and manifest.profiles:
+        found.append(
+            'while it loads, Triton tries each CUDA graph with each profile, and logs "Failed to set cuda graph shape" '
+            "where a profile does not take the size: no harm, the profiles that take it have theirs"
+        )
     return tuple(found)
 
 
