@@ -1,4 +1,4 @@
-"""pack, unpack and sign, as commands."""
+"""pack, unpack, sign and export-triton, as commands."""
 
 from __future__ import annotations
 
@@ -48,3 +48,27 @@ def test_a_signature_can_be_demanded_by_the_verbs_that_show_run_and_unpack(stand
     (standing / "b.trtship" / "model.plan").write_bytes(b"another")
     assert "not valid" in standing.refuses("run", "b.trtship", "picture.png", "--verify-key", "public.pem")
     assert "cannot sign" in standing.refuses("sign", "a.trtship", "--key", "public.pem", "--force")
+
+
+def test_a_bundle_becomes_a_model_of_a_triton_repository(standing: Workplace) -> None:
+    done = standing.run("export-triton", "a.trtship", "models", "--instances", "2", "--json")
+    assert done.code == 0, done.err
+    assert set(done.json) == {
+        "bundle", "model", "name", "format", "max_batch_size", "preferred_batch_size", "max_queue_delay_us",
+        "instances", "files", "notes",
+    }  # fmt: skip
+    assert (done.json["model"], done.json["format"], done.json["instances"]) == ("models/a", "onnx", 2)
+    assert {path for path in standing.listing() if path.startswith("models/")} == {
+        "models/a", "models/a/1", *(f"models/a/{name}" for name in done.json["files"])
+    }  # fmt: skip
+    assert "full TensorRT, cannot load" in done.err
+    assert standing.run("export-triton", "a.trtship", "models", "--name", "b").out == "model: models/b, onnx\n"
+    assert "exists" in standing.refuses("export-triton", "a.trtship", "models")
+    assert standing.run("export-triton", "a.trtship", "models", "--force", "--quiet").err == ""
+    assert "links full TensorRT" in standing.refuses("export-triton", "a.trtship", "new/models", "--format", "plan")
+    assert "--name 'a/b'" in standing.refuses("export-triton", "a.trtship", "models", "--name", "a/b")
+    assert "--instances" in standing.refuses("export-triton", "a.trtship", "models", "--instances", "0")
+    assert "no bundle" in standing.refuses("export-triton", "nothing", "models")
+    assert "not signed" in standing.refuses(
+        "export-triton", "a.trtship", "models", "--force", "--verify-key", "public.pem"
+    )

@@ -27,6 +27,7 @@ from trtship.spec import ShapeRange, batch_letter
 from trtship.verify import Reference
 
 OURS = "trtship"
+OWN_PLAN = f"{OURS}, the bundle's plan"
 
 
 def work_of(bundle: Bundle, options: SourceOptions | None, folder: Path) -> Work:
@@ -127,10 +128,9 @@ class Field:
         found: list[tuple[str, Future[PlanFile]]] = []
         if letter is None or batch in m.ranges[letter]:
             own: Future[PlanFile] = Future()
-            name = f"{OURS}, the bundle's plan"
             own.set_result(
                 PlanFile(
-                    name=name,
+                    name=OWN_PLAN,
                     build=0,
                     path=str(self._own),
                     inputs=m.plan_inputs,
@@ -140,7 +140,7 @@ class Field:
                     dynamic=batch not in m.profiles and any(r.min < r.max for r in m.ranges.values()),
                 )
             )
-            found.append((name, own))
+            found.append((OWN_PLAN, own))
         graph = our_graph(self._bundle, batch)
         built = self._builders.submit(graph, count=self._builds, folder=self._folder / f"ours-{batch}")
         return found + [(graph.name, plan) for plan in built]

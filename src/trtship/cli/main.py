@@ -1,7 +1,7 @@
 """`trtship VERB ...`: finds the verb's file, parses, runs, and turns errors into messages and exit codes.
 
-Each verb is a module here with `HELP`, `EXAMPLE`, `add_arguments(parser)` and `run(arguments, console) -> int`.
-Verbs import what they need when they run, so that `trtship --help` is quick.
+Each verb is a module here, `_` for `-`, with `HELP`, `EXAMPLE`, `add_arguments(parser)` and
+`run(arguments, console) -> int`. Verbs import what they need when they run, so that `trtship --help` is quick.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from trtship.errors import Cancelled, DependencyError, TrtshipError, UserError
 from trtship.needs import keep_quiet, remedy
 
 MAKE_AND_USE = ("deploy", "run", "inspect", "verify", "report", "debug", "bench", "pack", "unpack", "sign")
-VERBS = (*MAKE_AND_USE, "export", "simplify", "optimize", "build", "doctor")
+VERBS = (*MAKE_AND_USE, "export-triton", "export", "simplify", "optimize", "build", "doctor")
 
 
 SURROUNDINGS = {
@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"trtship {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     for name in VERBS:
-        module: Any = importlib.import_module(f"trtship.cli.{name}")
+        module: Any = importlib.import_module(f"trtship.cli.{name.replace('-', '_')}")
         verb = verbs.add_parser(
             name,
             help=module.HELP,
