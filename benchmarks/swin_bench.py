@@ -14,11 +14,12 @@ same time; both are ready before the first is timed, and while one is timed the 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import sys
 import tempfile
 import threading
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import runs
@@ -32,6 +33,7 @@ from trtship.progress import Progress
 from trtship.spec import as_plain
 
 SWIN = "swin_t"
+START = multiprocessing.get_context("spawn")
 PEERS = "eager,compile,torch-tensorrt,onnx-tensorrt"
 
 
@@ -59,9 +61,16 @@ def main() -> int:
                 for model in models
             }
             turns = Turns(len(models))
-            with ThreadPoolExecutor(len(models)) as pool:
-                for done in [pool.submit(bench_one, model, place, arguments, turns) for model, place in places.items()]:
-                    done.result()
+            # processes: PyTorch's random numbers and its tracing are of one model at a time
+            running = [
+                START.Process(target=bench_one, args=(m, place, arguments, turns)) for m, place in places.items()
+            ]
+            for process in running:
+                process.start()
+            for process in running:
+                process.join()
+            if any(process.exitcode for process in running):
+                return 1
     return 0
 
 
@@ -69,31 +78,42 @@ class Turns:
     """All are ready before the first is timed, and one is timed, to its end, at a time."""
 
     def __init__(self, count: int) -> None:
-        self.ready, self.timing = threading.Barrier(count), threading.Lock()
+        self._ready, self._timing = START.Barrier(count), START.Lock()
+
+    def take(self) -> None:
+        with suppress(threading.BrokenBarrierError):  # another failed before it was ready: no need to wait for it
+            self._ready.wait()
+        self._timing.acquire()
+
+    def end(self, *, taken: bool) -> None:
+        if taken:
+            self._timing.release()
+        else:
+            self._ready.abort()
 
 
 class Told(Progress):
     """Tells of one model's stages on stderr, and takes its turn before its first timing."""
 
     def __init__(self, model: str, turns: Turns) -> None:
-        self._model, self._turns, self.has_turn = model, turns, False
+        self._model, self._turns, self._has_turn = model, turns, False
 
     def started(self, name: str, detail: str) -> None:
-        if name == "time" and not self.has_turn:
-            with suppress(threading.BrokenBarrierError):  # another failed before it was ready: no need to wait for it
-                self._turns.ready.wait()
-            self._turns.timing.acquire()
-            self.has_turn = True
+        if name == "time" and not self._has_turn:
+            self._turns.take()
+            self._has_turn = True
         self.note(f"{name} {detail}")
 
     def note(self, text: str) -> None:
         print(f"[{self._model}] {text}", file=sys.stderr, flush=True)
 
-    def end(self) -> None:
-        if self.has_turn:
-            self._turns.timing.release()
-        else:
-            self._turns.ready.abort()
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """The turn is over, or given up, when the block ends."""
+        try:
+            yield
+        finally:
+            self._turns.end(taken=self._has_turn)
 
 
 def bench_one(model: str, place: Path, arguments: argparse.Namespace, turns: Turns) -> None:
@@ -103,7 +123,7 @@ def bench_one(model: str, place: Path, arguments: argparse.Namespace, turns: Tur
             model, place, precision=arguments.precision, batch=arguments.bundle_batch or runs.batch_range(batches)
         )
     told = Told(model, turns)
-    try:
+    with told.turn():
         bundle = Bundle.open(place)
         options = options_of(bundle)
         report = bench(
@@ -118,8 +138,6 @@ def bench_one(model: str, place: Path, arguments: argparse.Namespace, turns: Tur
             together=True,
             progress=told,
         )
-    finally:
-        told.end()
     target = arguments.out / f"bench_{model}_{arguments.precision}.json"
     about = {"what": "trtship bench", "model": model, "precision": arguments.precision}
     runs.write(target, {**about, "report": as_plain(report)})

@@ -9,16 +9,17 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 if TYPE_CHECKING:
-    from trtship.bench import BenchReport, Row
+    from trtship.bench import BenchReport
 
 ROOT = Path(__file__).resolve().parent.parent
+HEADLINE = "swin_t"
 LARGEST = 4
 NOT_OURS = ("python", "import numpy")
 RESULTS = ROOT / "benchmarks" / "results"
@@ -83,35 +84,47 @@ def deploy_table() -> str:
     return f"{rows([document['what'], 'seconds', 'peak MiB'], body)}\n\n{where(document)}."
 
 
-def bench_table() -> str:
-    """Ours against every peer, a table for each model, by GPU time."""
+def bench_reports() -> list[tuple[dict[str, Any], BenchReport]]:
+    """What `swin_bench.py` wrote, the headline's model first."""
     from trtship.bench import BenchReport
 
-    tables = []
-    for path in sorted(RESULTS.glob("bench_*.json")):
-        document = json.loads(path.read_text())
-        report = msgspec.convert(document["report"], BenchReport)
-        peers = list(dict.fromkeys(family_of(row.name) for row in report.rows if not row.ours))
-        header = [
-            "batch",
-            "trtship, ms",
-            "images/s",
-            "best peer",
-            "its ms",
-            "times as fast",
-            "error",
-            "its error",
-            *peers,
-        ]
-        body = [bench_row(report, batch, peers) for batch in dict.fromkeys(row.batch for row in report.rows)]
-        note = f"`{document['model']}`, {document['precision']}. {where(document)}."
-        tables.append(f"{rows(header, body)}\n\n{note}")
-    about = (
-        "GPU milliseconds a batch, everybody in one run, interleaved, inputs on the GPU. trtship is the median of its "
-        "builds; of each peer it is the fastest variant and build that is right. Errors are relative L2, worst row, "
-        "against PyTorch in float64."
-    )
-    return "\n\n".join([*tables, about])
+    found = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("bench_*.json"))]
+    found.sort(key=lambda document: document["model"] != HEADLINE)
+    return [(document, msgspec.convert(document["report"], BenchReport)) for document in found]
+
+
+BENCH_HEADER = ["batch", "trtship, ms", "images/s", "best peer", "its ms", "times as fast", "error", "its error"]
+ABOUT_BENCH = (
+    "GPU milliseconds a batch, everybody in one run, interleaved, inputs on the GPU. trtship is the median of its "
+    "builds; of each peer it is the fastest variant and build that is right. Errors are relative L2, worst row, "
+    "against PyTorch in float64."
+)
+
+
+def bench_table() -> str:
+    """The headline: ours against every peer, by GPU time."""
+    document, report = bench_reports()[0]
+    peers = list(dict.fromkeys(family_of(row.name) for row in report.rows if not row.ours))
+    body = [
+        [*bench_row(report, batch), *[peer_cell(report, batch, peer) for peer in peers]] for batch in batches_of(report)
+    ]
+    note = f"`{document['model']}`, {document['precision']}. {where(document)}."
+    return f"{rows([*BENCH_HEADER, *peers], body)}\n\n{note}\n\n{ABOUT_BENCH}"
+
+
+def others_table() -> str:
+    """The other models, against the best peer."""
+    body = [
+        [document["model"], *bench_row(report, batch)]
+        for document, report in bench_reports()[1:]
+        for batch in batches_of(report)
+    ]
+    places = sorted({where(document) for document, _ in bench_reports()[1:]})
+    return f"{rows(['model', *BENCH_HEADER], body)}\n\nfp16, timed as the table at the top is. {'; '.join(places)}."
+
+
+def batches_of(report: BenchReport) -> list[int]:
+    return list(dict.fromkeys(row.batch for row in report.rows))
 
 
 def family_of(name: str) -> str:
@@ -120,17 +133,16 @@ def family_of(name: str) -> str:
     return {"compile": "torch.compile"}.get(name, name)  # one that was not made ready goes by its peer's name
 
 
-def bench_row(report: BenchReport, batch: int, peers: list[str]) -> list[str]:
-    here = [row for row in report.rows if row.batch == batch]
+def bench_row(report: BenchReport, batch: int) -> list[str]:
     found = report.ratio(batch)
     if found is None:
-        return [str(batch), *[""] * 7, *[peer_cell(here, peer) for peer in peers]]
+        return [str(batch), *[""] * (len(BENCH_HEADER) - 1)]
     errors = [
         max(
             (
                 row.exact_error.rel_l2
-                for row in here
-                if row.name == name and row.counts and row.exact_error and row.exact_error.rel_l2
+                for row in report.rows
+                if (row.batch, row.name) == (batch, name) and row.counts and row.exact_error and row.exact_error.rel_l2
             ),
             default=None,
         )
@@ -144,12 +156,11 @@ def bench_row(report: BenchReport, batch: int, peers: list[str]) -> list[str]:
         f"{found.peer_ms:.3f}",
         f"{found.ratio:.2f}",
         *["" if error is None else f"{error:.1e}" for error in errors],
-        *[peer_cell(here, peer) for peer in peers],
     ]
 
 
-def peer_cell(here: Sequence[Row], peer: str) -> str:
-    own = [row for row in here if not row.ours and family_of(row.name) == peer]
+def peer_cell(report: BenchReport, batch: int, peer: str) -> str:
+    own = [row for row in report.rows if row.batch == batch and not row.ours and family_of(row.name) == peer]
     times = [row.gpu.median_ms for row in own if row.counts and row.gpu]
     return f"{min(times):.3f}" if times else "wrong" if any(row.gpu for row in own) else "not timed" if own else ""
 
@@ -187,7 +198,7 @@ def install_table() -> str:
 TABLES: dict[str, Callable[[], str]] = {"gpu": gpu_table, "overhead": overhead_table, "deploy": deploy_table}
 TABLES["install"] = install_table
 if list(RESULTS.glob("bench_*.json")):
-    TABLES["bench"] = bench_table
+    TABLES["bench"], TABLES["others"] = bench_table, others_table
 if (RESULTS / "plain_ratio.json").exists():
     TABLES["plain"] = plain_table
 

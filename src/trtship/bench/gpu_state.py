@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 
+from trtship.gpu import list_gpus
 from trtship.spec import Record
 
 QUERY = "clocks.sm,clocks.mem,clocks_event_reasons.active,temperature.gpu,power.draw"
@@ -23,11 +24,13 @@ class GpuState(Record, frozen=True):
 
 
 def gpu_state(device: int = 0, *, ours: int = 1) -> GpuState | None:
-    """The GPU's state now; None where nvidia-smi is missing or does not answer. `ours` processes are not counted as
-    others."""
-    if shutil.which("nvidia-smi") is None:
+    """The state now of a GPU as CUDA counts them here; None where nvidia-smi is missing or does not answer. `ours`
+    processes are not counted as others."""
+    gpus = list_gpus()
+    if shutil.which("nvidia-smi") is None or device >= len(gpus):
         return None
-    base = ["nvidia-smi", f"--id={device}", "--format=csv,noheader,nounits"]
+    # nvidia-smi counts the GPUs that CUDA_VISIBLE_DEVICES hides as well
+    base = ["nvidia-smi", f"--id={gpus[device].uuid}", "--format=csv,noheader,nounits"]
     try:
         found = subprocess.run([*base, f"--query-gpu={QUERY}"], capture_output=True, text=True, timeout=20, check=True)
         apps = subprocess.run(
