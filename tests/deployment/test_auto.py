@@ -90,6 +90,16 @@ def test_without_a_gpu_the_rule_is_stated_and_speed_is_not_measured(found: tuple
     assert choice.complete
 
 
+def test_the_fp32_graph_that_all_have_in_common_is_verified_once(found: tuple[Path, DeployResult]) -> None:
+    """Verified anew its bound would tell of the noise that was measured for that candidate's precision."""
+    choice = found[1].choice
+    assert choice is not None
+    of_graph = [tuple(v for v in c.verdicts if v.subject == "graph fp32") for c in choice.candidates if c.verdicts]
+    assert len(of_graph) >= 3
+    assert all(of_graph)
+    assert set(map(repr, of_graph)) == {repr(of_graph[0])}
+
+
 def test_the_mixture_is_what_the_bundle_holds(found: tuple[Path, DeployResult]) -> None:
     bundle = Bundle.open(found[0])
     shipped = next(c for c in choice_in(found[0]).candidates if c.outcome == "shipped")
@@ -124,11 +134,11 @@ def test_after_an_interruption_it_goes_on_from_there(
 ) -> None:
     honest, tried = searching.attempt, list[str]()
 
-    def interrupted(stages: Any, common: Any, way: Any) -> Any:
+    def interrupted(stages: Any, common: Any, way: Any, **known: Any) -> Any:
         if tried:
             raise KeyboardInterrupt
         tried.append(way.name)
-        return honest(stages, common, way)
+        return honest(stages, common, way, **known)
 
     options = {"candidates": "fp32,bf16", "batch": "1:3:4"}  # of no other test: nothing is remembered
     with monkeypatch.context() as patch:

@@ -26,6 +26,10 @@ FEW = 3
 """Rows that the probes of a graph take: a first, a middle and a last one. Only kernels care for more."""
 
 
+EXACT = "graph fp32"
+"""The subject that bundles of one model in several precisions have in common."""
+
+
 class Subject(msgspec.Struct, frozen=True):
     """`name` as in verdicts, how to `open` it (more than once), and the batches to compare and to probe it at."""
 
@@ -53,7 +57,7 @@ def subjects_of(
         ).session
 
     with temporary_folder() as folder:
-        found = [Subject("graph fp32", lambda: OnnxRuntimeSession(bundle.path(m.graph)), usual, few, False)]
+        found = [Subject(EXACT, lambda: OnnxRuntimeSession(bundle.path(m.graph)), usual, few, False)]
         if m.precision_graph != m.graph:
             low = f"graph {m.precision.value}"
             found.append(Subject(low, lambda: _emulated(bundle, folder), usual, few, False))
@@ -110,6 +114,15 @@ class Checks(msgspec.Struct, frozen=True):
                 *self._probes(subject, session),
             )
 
+    def standing(self, subject: Subject, known: Sequence[Verdict]) -> tuple[Verdict, ...]:
+        """Those of `known` that say all that `of` would say of the fp32 graph; none where one did not pass."""
+        own = tuple(v for v in known if v.subject == subject.name == EXACT)
+        bounds = [v.bound for v in own if v.gate == REL_L2 and v.bound is not None]
+        asked = {*self._gates(), *(probe.name for probe in _probes_of(subject))}
+        whole = set(self._gates()) <= {v.gate for v in own} <= asked
+        passed = all(v.state == "passed" or (v.gate == TOP1_DROP and self.pictures is None) for v in own)
+        return own if bounds and whole and passed and all(map(self._bound(subject).covers, bounds)) else ()
+
     def _gates(self) -> tuple[str, ...]:
         asked = {
             REL_L2: True,
@@ -124,7 +137,7 @@ class Checks(msgspec.Struct, frozen=True):
 
     def _bound(self, subject: Subject) -> Bound:
         m = self.bundle.manifest
-        loosen = subject.name != "graph fp32" or m.precision is Precision.FP32
+        loosen = subject.name != EXACT or m.precision is Precision.FP32
         return self.gates.bound(m.bounds[subject.name], loosen=loosen)
 
     def _comparisons(self, subject: Subject, session: Session) -> Iterator[Verdict]:

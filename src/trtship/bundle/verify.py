@@ -81,9 +81,14 @@ def check_bundle(
     gates: Gates | None = None,
     family: str | None = None,
     device: int = 0,
+    known: Sequence[Verdict] = (),
     progress: Progress = SILENT,
 ) -> tuple[Verdict, ...]:
-    """The verdicts of this machine alone, and nothing written. `gates` stand before the bundle's own."""
+    """The verdicts of this machine alone, and nothing written. `gates` stand before the bundle's own.
+
+    `known` are verdicts of another bundle with the same fp32 graph, reference and pictures. Where all of that graph's
+    passed, by bounds no wider than this bundle's, they are taken as they are.
+    """
     m = bundle.manifest
     pictures: list[Picture] | None = None
     if eval_dir is not None:
@@ -97,4 +102,6 @@ def check_bundle(
         progress=progress,
     )
     with subjects_of(bundle, family=family, device=device, progress=progress) as subjects:
-        return tuple(verdict for subject in subjects for verdict in checks.of(subject))
+        return tuple(
+            verdict for subject in subjects for verdict in checks.standing(subject, known) or checks.of(subject)
+        )

@@ -31,6 +31,14 @@ class Bound(Record, frozen=True):
     own: float | None = None
     rows: dict[str, float] = msgspec.field(default_factory=dict)
 
+    def covers(self, other: Bound) -> bool:
+        """Whether all that passes `other` passes this one: it is at least as wide, for every row."""
+        if self.own is None or other.own is None:
+            return self == other
+        rows = {*self.rows, *other.rows}
+        values = [(self.rows.get(row, self.value), other.rows.get(row, other.value)) for row in rows]
+        return all(ours >= theirs for ours, theirs in [(self.value, other.value), (self.own, other.own), *values])
+
     def between_runs(self) -> Bound:
         """How far two runs of the same subject on the same rows may be apart, in relative L2.
 

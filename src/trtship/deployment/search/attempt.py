@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -45,8 +46,9 @@ class _Fleeting(Exception):
         self.tried = tried
 
 
-def attempt(stages: Stages, common: Common, way: Way) -> Attempt:
-    """Build and verify. What this way alone cannot do (a graph, a build) fails it; all else is raised."""
+def attempt(stages: Stages, common: Common, way: Way, *, known: Sequence[Verdict] = ()) -> Attempt:
+    """Build and verify. What this way alone cannot do (a graph, a build) fails it; all else is raised. `known` are
+    verdicts of ways that were tried before."""
     begun = time.monotonic()
     bare = Candidate(name=way.name, precision=way.precision, kept=way.kept)
     try:
@@ -55,17 +57,17 @@ def attempt(stages: Stages, common: Common, way: Way) -> Attempt:
         why = f"{error.what}: {error.why}" if error.why else error.what
         seconds = round(time.monotonic() - begun, 2)
         return Attempt(way, msgspec.structs.replace(bare, outcome="failed", reason=why, seconds=seconds), None)
-    tried = _tried(stages, common, made, begun)
+    tried = _tried(stages, common, made, begun, known)
     found = judged(measured(bare, tried.verdicts))
     size = (made.plan.folder / PLAN).stat().st_size / 2**20
     return Attempt(way, msgspec.structs.replace(found, plan_mib=round(size, 2), seconds=tried.seconds), made)
 
 
-def _tried(stages: Stages, common: Common, made: Made, begun: float) -> Tried:
+def _tried(stages: Stages, common: Common, made: Made, begun: float, known: Sequence[Verdict]) -> Tried:
     def make(folder: Path) -> None:
         with temporary_folder("trtship-candidate-") as draft:
             assemble(stages, common, made, draft, name="candidate")
-            verdicts = _checked(stages, Bundle.open(draft))
+            verdicts = _checked(stages, Bundle.open(draft), known)
         tried = Tried(verdicts=verdicts, seconds=round(time.monotonic() - begun, 2))
         if not all(map(_is_lasting, verdicts)):
             raise _Fleeting(tried)
@@ -92,13 +94,13 @@ def _tried(stages: Stages, common: Common, made: Made, begun: float) -> Tried:
     return from_json(entry.read(REPORT), Tried, what="what came of a candidate")
 
 
-def _checked(stages: Stages, bundle: Bundle) -> tuple[Verdict, ...]:
+def _checked(stages: Stages, bundle: Bundle, known: Sequence[Verdict]) -> tuple[Verdict, ...]:
     """With a GPU in a process of its own: what is multiplied in TF32 is settled once a process, and a plan that breaks
     CUDA would take the others with it."""
     eval_dir = None if stages.options.eval_dir is None else Path(stages.options.eval_dir)
     if list_gpus():
-        return check_apart(bundle, eval_dir=eval_dir, family=stages.family.name, progress=stages.progress)
-    return check_bundle(bundle, eval_dir=eval_dir, family=stages.family.name, progress=stages.progress)
+        return check_apart(bundle, eval_dir=eval_dir, family=stages.family.name, known=known, progress=stages.progress)
+    return check_bundle(bundle, eval_dir=eval_dir, family=stages.family.name, known=known, progress=stages.progress)
 
 
 def _is_lasting(verdict: Verdict) -> bool:

@@ -19,16 +19,21 @@ from trtship.verify import Verdict
 
 
 class Answer(Record, frozen=True):
-    """The verdicts, or why there are none."""
+    """The verdicts, or why there are none; what is known before, on the way there."""
 
     verdicts: tuple[Verdict, ...] = ()
     failed: str = ""
 
 
-def check_apart(bundle: Bundle, *, eval_dir: Path | None, family: str, progress: Progress) -> tuple[Verdict, ...]:
+def check_apart(
+    bundle: Bundle, *, eval_dir: Path | None, family: str, known: Sequence[Verdict] = (), progress: Progress
+) -> tuple[Verdict, ...]:
     """`check_bundle` there. A process that ends without an answer fails the plan, with its last words."""
-    arguments = [str(bundle.folder.absolute()), family, *([] if eval_dir is None else [str(eval_dir.absolute())])]
+    rest = [] if eval_dir is None else [str(eval_dir.absolute())]
     with temporary_folder() as folder, progress.stage("verify", bundle.manifest.precision.value):
+        before = folder / "known.json"
+        before.write_bytes(msgspec.json.encode(Answer(verdicts=tuple(known))))
+        arguments = [str(bundle.folder.absolute()), family, str(before), *rest]
         log = folder / "stderr.txt"
         process = start("trtship.deployment.search.check_process", *arguments, log=log)
         try:
@@ -50,8 +55,10 @@ def check_apart(bundle: Bundle, *, eval_dir: Path | None, family: str, progress:
 def main(arguments: Sequence[str]) -> int:
     answers = keep_stdout()
     try:
-        folder, family, *rest = arguments
-        found = check_bundle(Bundle.open(folder), eval_dir=Path(rest[0]) if rest else None, family=family)
+        folder, family, before, *rest = arguments
+        known = msgspec.json.decode(Path(before).read_bytes(), type=Answer).verdicts
+        eval_dir = Path(rest[0]) if rest else None
+        found = check_bundle(Bundle.open(folder), eval_dir=eval_dir, family=family, known=known)
         answer = Answer(verdicts=found)
     except Exception as error:
         answer = Answer(failed=reason_of(error))

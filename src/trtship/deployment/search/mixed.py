@@ -71,7 +71,7 @@ def search_mixed(
             if len(found.kept) == found.of or time.monotonic() > until:
                 return False
             seen.add(found.kept)
-            one = attempt(stages, common, Way(precision=precision, kept=found.kept))
+            one = attempt(stages, common, Way(precision=precision, kept=found.kept), known=plain.candidate.verdicts)
             tried(one)
             if one.candidate.outcome == "passed":
                 return True

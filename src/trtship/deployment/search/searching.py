@@ -27,6 +27,7 @@ from trtship.deployment.way import Way
 from trtship.errors import DeviceError, GateError, SpecError
 from trtship.gpu import list_gpus
 from trtship.spec import as_plain, from_json, to_json
+from trtship.verify import Verdict
 
 BROKEN = "its graph is right and its plan says NaN or Inf: which nodes TensorRT gets wrong, sensitivity does not tell"
 
@@ -67,7 +68,7 @@ class _Search:
             if why := self._cannot(way):
                 self.skipped.append(_not_tried(way, why))
             else:
-                self._tried(attempt(self.stages, self.common, way))
+                self._tried(attempt(self.stages, self.common, way, known=self._known()))
 
     def try_mixed(self) -> None:
         if self.asked and MIXED not in self.asked:
@@ -81,6 +82,10 @@ class _Search:
                 self.skipped.append(msgspec.structs.replace(left_out, name=f"{plain.way.precision.value} mixed"))
                 continue
             search_mixed(self.stages, self.common, plain, ranges=self._ranges(), until=self.until, tried=self._tried)
+
+    def _known(self) -> tuple[Verdict, ...]:
+        """What the first way that said something of the fp32 graph said of it: it is the same in all."""
+        return next((found for a in self.attempts if (found := a.candidate.verdicts)), ())
 
     def finish(self, begun: float) -> Found:
         passed = [a for a in self.attempts if a.candidate.outcome == "passed"]
