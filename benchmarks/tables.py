@@ -75,7 +75,8 @@ def overhead_table() -> str:
     if mapped:
         about += (
             f". Host images through `session.map` at batch {mapped['batch']}: {mapped['map_plain_images_per_s']:.0f} "
-            f"images/s, {mapped['map_plain_ratio']:.3f} of raw replay ({mapped['map_pinned_ratio']:.3f} from pinned memory)"
+            f"images/s, {mapped['map_plain_ratio']:.3f} of raw replay "
+            f"({mapped['map_pinned_ratio']:.3f} from pinned memory)"
         )
     return f"{rows(header, body)}\n\n{about}; {document['model']}, {document['precision']}. {where(document)}."
 

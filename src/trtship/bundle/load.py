@@ -15,7 +15,7 @@ from PIL import Image
 
 from trtship.bundle.bundle import Bundle
 from trtship.bundle.first_check import check_first, needs_first_check
-from trtship.bundle.runtime import PlanOptions, Runtime, open_session
+from trtship.bundle.runtime import PlanOptions, Runtime, open_session, start_cuda
 from trtship.bundle.signature import Trust, open_trusted
 from trtship.errors import InputError
 from trtship.preprocess import preprocess_images
@@ -211,6 +211,8 @@ def load(
     Raises BundleError and MachineError (and their subclasses), GateError where the plan's outputs are not the model's.
     """
     trust = Trust.of(verify_key, verify_certificates)
+    if runtime != "onnxruntime":
+        start_cuda(device)
     if trust is not None or not isinstance(bundle, Bundle):
         bundle = open_trusted(bundle.folder if isinstance(bundle, Bundle) else bundle, trust, progress=progress)
     opened = bundle

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -90,6 +93,18 @@ class _Opening(msgspec.Struct, frozen=True):
     progress: Progress
 
 
+def start_cuda(device: int) -> None:
+    """Make CUDA start in a thread, which takes a third of a second, while the caller checks hashes. What goes wrong is
+    told by whoever uses it next."""
+
+    def start() -> None:
+        with suppress(MachineError):
+            if 0 <= device < len(list_gpus()):
+                Cuda(device)
+
+    threading.Thread(target=start, name="trtship-cuda").start()
+
+
 def _check_device(device: int, gpus: tuple[Gpu, ...]) -> None:
     if not 0 <= device < len(gpus):
         raise DeviceError(
@@ -116,15 +131,19 @@ def _tensorrt(opening: _Opening, rebuild: bool) -> Chosen:
             "no NVIDIA GPU here", why="a plan runs on a GPU only", do='use runtime="onnxruntime", or another machine'
         )
     _check_device(opening.device, opening.gpus)
-    Cuda(opening.device)  # where CUDA itself does not work, no other plan would
-    name = opening.family or (manifest.family if manifest.family in present else None)
-    family, _ = choose_family(name, tf32=manifest.precision.tf32)
+    with ThreadPoolExecutor(1) as reader:
+        reading = reader.submit(bundle.read, manifest.plan)  # while CUDA starts and TensorRT is imported
+        with opening.progress.stage("start CUDA"):
+            Cuda(opening.device)  # where CUDA itself does not work, no other plan would
+        name = opening.family or (manifest.family if manifest.family in present else None)
+        with opening.progress.stage("import TensorRT"):
+            family, _ = choose_family(name, tf32=manifest.precision.tf32)
+        data = reading.result()
     misfit = ""
     if (family.name, family.version) != (manifest.family, manifest.family_version):
         misfit = f"it was built with {manifest.family} {manifest.family_version}, and here is {family}"
     else:
         try:
-            data = bundle.read(manifest.plan)
             digest = manifest.files[manifest.plan]
             return Chosen(_session(opening, data, family, digest), "the bundle's own plan", own_plan=True)
         except GpuMemoryError:

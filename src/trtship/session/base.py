@@ -69,7 +69,7 @@ class Session(ABC):
     """Empty while it may be called; "closed", "forked", or what became of its GPU."""
 
     workers: int = 1
-    """Threads that `ainfer` and `map` may use."""
+    """Threads that `ainfer` may use."""
 
     _calls: dict[Any, Call]
     _of: tuple[Any, Any] = (None, None)
@@ -106,9 +106,10 @@ class Session(ABC):
         return await asyncio.get_running_loop().run_in_executor(self._executor(), work)
 
     def map(self, batches: Iterable[Mapping[str, Array]], *, ahead: int = 2) -> Iterator[dict[str, Array]]:
-        """The outputs of each of `batches`, in order, while up to `ahead` more are taken from it and run: copies to and
-        from the GPU go on beside the computing. What an item raises is raised in its turn."""
-        return in_order(self._submit, batches, ahead=max(ahead, 0))
+        """The outputs of each of `batches`, in order. A plan on a GPU takes and runs up to `ahead` more meanwhile:
+        copies to and from the GPU go on beside the computing. An array may be filled anew once the next is asked for.
+        What an item raises is raised in its turn."""
+        return in_order(self._submit, batches, ahead=0)
 
     def warm_up(self, batches: Sequence[int] | None = None) -> None:
         """Run zeros at these batch sizes (default: the one that is optimized for) until all that is made at first use
@@ -194,10 +195,9 @@ class Session(ABC):
         return partial(self._plainly, call, arrays, out)
 
     def _submit(self, feeds: Mapping[str, Array]) -> Pending[dict[str, Array]]:
-        """Start on one item of `map`."""
+        """Do one item of `map`."""
         call, arrays = self._call(feeds)
-        work = self._start(call, arrays, None)
-        return Done(work()) if call.on_gpu else self._executor().submit(work)  # type: ignore[return-value]
+        return Done(self._start(call, arrays, None)())
 
     def _executor(self) -> ThreadPoolExecutor:
         with self._opening:
@@ -227,7 +227,10 @@ class Session(ABC):
             return results
         given = self._given(call, out, {name: tuple(array.shape) for name, array in results.items()})
         for name, array in results.items():
-            kind.host(given[name])[...] = kind.host(array)
+            if is_torch(array):
+                given[name].copy_(array)
+            else:
+                kind.host(given[name])[...] = kind.host(array)
         return given
 
     def _given(

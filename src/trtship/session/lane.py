@@ -182,7 +182,7 @@ class Lane:
         except DeviceError as error:
             self._rig.say("graphs", f"this plan runs without CUDA graphs: {error.what} ({error.why})")
             self._rig.graphs = 0
-        self._rig.on_kernels()
+        self._rig.on_kernels(True)
 
     def _evict(self) -> None:
         """Make room for one more graph: the least lately used goes. Nothing of this lane runs now."""
@@ -238,7 +238,7 @@ class Lane:
                 rig.ledger.give("contexts", size)
                 raise
             self._contexts[piece.profile] = context
-            rig.on_kernels()
+            rig.on_kernels(False)
         return context
 
     def context_of(self, piece: Piece) -> Context:

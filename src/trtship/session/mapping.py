@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
-from typing import Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R", covariant=True)
@@ -20,13 +20,13 @@ class Pending(Protocol[R]):
         """Nobody will ask for it."""
 
 
-class Done:
+class Done(Generic[T]):
     """A result that is there."""
 
-    def __init__(self, value: object) -> None:
+    def __init__(self, value: T) -> None:
         self._value = value
 
-    def result(self) -> object:
+    def result(self) -> T:
         return self._value
 
     def cancel(self) -> None:

@@ -21,7 +21,7 @@ class Rig:
     """The GPU, the engine, its tensors in order, the memory that was counted, and what was said once.
 
     `graphs` is how many CUDA graphs one context keeps, 0 for none. `settles` says that TensorRT compiles kernels in the
-    background.
+    background. `on_kernels(settled)` is called where kernels may have been compiled: at the start, and later on.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class Rig:
         outputs: tuple[TensorSpec, ...],
         graphs: int,
         settles: bool,
-        on_kernels: Callable[[], None],
+        on_kernels: Callable[[bool], None],
     ) -> None:
         self.cuda, self.engine, self.ledger, self.graphs, self.settles = cuda, engine, ledger, graphs, settles
         self.inputs, self.outputs, self.on_kernels = inputs, outputs, on_kernels

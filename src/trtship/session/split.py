@@ -9,15 +9,17 @@ from trtship.spec import ShapeRange, TensorSpec, batch_letter
 
 def split_rows(rows: int, limits: ShapeRange) -> tuple[int, ...] | None:
     """The rows of each part, as few parts as there can be and all but the last of the largest size; where too few rows
-    are left over for a part of their own, the one before it gives some. None where no parts add up."""
+    are left over for a part of their own, those before it give some. None where no parts add up."""
     full, left = divmod(rows, limits.max)
     parts = [limits.max] * full
     if left:
-        lent = max(0, limits.min - left)
-        if lent:
-            if not parts or parts[-1] - lent < limits.min:
-                return None
-            parts[-1] -= lent
+        lent = missing = max(0, limits.min - left)
+        for place in reversed(range(full)):
+            given = min(missing, limits.max - limits.min)
+            parts[place] -= given
+            missing -= given
+        if missing:
+            return None
         parts.append(left + lent)
     return tuple(parts)
 

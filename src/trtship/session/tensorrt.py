@@ -6,9 +6,9 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
-from trtship.errors import DeviceError, GpuFaultError, TrtshipError
+from trtship.errors import DeviceError, GpuFaultError, GpuMemoryError, TrtshipError
 from trtship.family import Engine, Family
 from trtship.gpu import Gpu, list_gpus
 from trtship.session.arrays import Array
@@ -21,12 +21,13 @@ from trtship.session.mapping import Pending, in_order
 from trtship.session.memory import Ledger, Memory
 from trtship.session.pipe import Pipe
 from trtship.session.plans import Plans
-from trtship.session.pool import Pool
+from trtship.session.pool import Pool, PoolClosedError
 from trtship.session.rig import Rig
 from trtship.session.runs import Runs
 from trtship.spec import ShapeRange, TensorSpec
 
 LOST = "lost"
+T = TypeVar("T")
 
 
 class TensorRTSession(Session):
@@ -89,10 +90,18 @@ class TensorRTSession(Session):
         try:
             rig.ledger.take("engine", self._engine.size)
             if self.kernels.state != "kept":  # a plan that this GPU cannot run is told now, unless it ran here before
-                self._runs.learn(tuple(self._engine.profiles[0][spec.name][1] for spec in self.inputs))
+                self._try()
         except BaseException:
             self.close()
             raise
+
+    def _try(self) -> None:
+        """Make a context for the usual sizes; for the least, where memory has no room for those."""
+        least, usual = (tuple(self._engine.profiles[0][s.name][which] for s in self.inputs) for which in (0, 1))
+        try:
+            self._runs.learn(usual)
+        except GpuMemoryError:
+            self._runs.learn(least)
 
     @property
     def memory(self) -> Memory:
@@ -107,6 +116,8 @@ class TensorRTSession(Session):
             return self._runs.on_gpu(call, arrays, self.poison)
         except GpuFaultError as error:
             raise self._lost(error) from error
+        except PoolClosedError:
+            raise self._unusable() from None
 
     def layer_times(self, feeds: Mapping[str, Array], *, runs: int = 20) -> dict[str, float]:
         """Milliseconds of each layer, the median of `runs`, by its name in the engine inspector; `feeds` as for
@@ -141,21 +152,28 @@ class TensorRTSession(Session):
             ticket = self._runs.through(pipe, call, arrays, self.poison)
         except GpuFaultError as error:
             raise self._lost(error) from error
+        except PoolClosedError:
+            raise self._unusable() from None
         return ticket or self._submit(feeds)
 
     def _start(self, call: Call, arrays: list[Array], out: Any) -> Callable[[], dict[str, Array]]:
+        return partial(self._guarded, self._guarded(partial(self._way, call, arrays, out)))
+
+    def _way(self, call: Call, arrays: list[Array], out: Any) -> Callable[[], dict[str, Array]]:
         given = None
         if out is not None:
-            shapes = self._runs.out_shapes(call)
-            given = list(self._given(call, out, shapes).values())
+            found = self._given(call, out, self._runs.out_shapes(call))
+            given = [found[spec.name] for spec in self.outputs]
         way = self._runs.prepared if call.on_gpu else self._runs.on_host
-        return partial(self._guarded, way(call, arrays, given, self.poison))
+        return way(call, arrays, given, self.poison)
 
-    def _guarded(self, work: Callable[[], dict[str, Array]]) -> dict[str, Array]:
+    def _guarded(self, work: Callable[[], T]) -> T:
         try:
             return work()
         except GpuFaultError as error:
             raise self._lost(error) from error
+        except PoolClosedError:
+            raise self._unusable() from None
 
     def _fits(self, call: Call, arrays: list[Array]) -> None:
         if call.on_gpu and call.index != self.device:
@@ -191,7 +209,7 @@ class TensorRTSession(Session):
     def _release(self) -> None:
         with suppress(DeviceError) if self._fault is not None else self._cuda.selected():
             self._runs.close()
-            _keep(self.kernels, self._engine)  # with those compiled in the background
+            _keep(self.kernels, self._engine, True)  # with those compiled in the background
         self._engine.close()
 
     def __del__(self) -> None:
@@ -200,10 +218,12 @@ class TensorRTSession(Session):
                 self.close()
 
 
-def _keep(kernels: KernelStore, engine: Engine) -> None:
+def _keep(kernels: KernelStore, engine: Engine, settled: bool) -> None:
+    """Keep what was compiled. At the start (not `settled`) only where nothing was kept, since it takes time."""
     if engine.kernels.discarded:
         kernels.forget()
-    kernels.keep(engine.kernels.serialized())
+    if settled or kernels.state != "kept":
+        kernels.keep(engine.kernels.serialized())
 
 
 def _gpu(device: int) -> Gpu:
