@@ -145,6 +145,10 @@ class Session(ABC):
     def _release(self) -> None:  # noqa: B027 - most backends hold nothing beyond their attributes
         """Free a backend's own resources; called once."""
 
+    def forked(self) -> None:
+        """Called in a child of the process: it may be used no more, and nothing of it be freed."""
+        self.unusable, self._opening, self._threads = FORKED, threading.Lock(), None
+
     def __enter__(self) -> Self:
         return self
 

@@ -11,13 +11,18 @@ FORKED = "forked"
 
 
 def watch(session: Any) -> None:
-    """From now on a child that is forked finds `session.unusable` to be FORKED."""
+    """From now on `session.forked()` is called in every child that is forked."""
     _open.add(session)
 
 
+_kept: list[Any] = []
+"""In a child: never destroyed, since that would call CUDA."""
+
+
 def _in_child() -> None:
-    for session in list(_open):
-        session.unusable = FORKED
+    _kept.extend(_open)
+    for session in _kept:
+        session.forked()
 
 
 os.register_at_fork(after_in_child=_in_child)

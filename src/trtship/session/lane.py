@@ -174,14 +174,12 @@ class Lane:
                 fixed=piece.fixed,
                 tick=self._tick,
             )
-        except (GpuFaultError, GpuMemoryError) as error:
-            if isinstance(error, GpuFaultError):
-                raise
-            self._rig.say("graphs", f"no more CUDA graphs are kept: {error.what} ({error.why})")
-            self._rig.graphs = 0
+        except GpuFaultError:
+            raise
         except DeviceError as error:
-            self._rig.say("graphs", f"this plan runs without CUDA graphs: {error.what} ({error.why})")
-            self._rig.graphs = 0
+            self._rig.captured(f"{error.what} ({error.why})")
+            return
+        self._rig.captured()
         self._rig.on_kernels(True)
 
     def _evict(self) -> None:

@@ -16,6 +16,9 @@ SETTLE = (10.0, 60.0)
 """Seconds after which a CUDA graph is captured anew, and after that once more, where kernels may have been compiled in
 the background since (`trtship.bench.plan`)."""
 
+REFUSALS = 3
+"""Captures that fail one after the other before no more are tried."""
+
 
 class Rig:
     """The GPU, the engine, its tensors in order, the memory that was counted, and what was said once.
@@ -40,6 +43,7 @@ class Rig:
         self.inputs, self.outputs, self.on_kernels = inputs, outputs, on_kernels
         self.names = (*(spec.name for spec in inputs), *(spec.name for spec in outputs))
         self._said: set[str] = set()
+        self._refusals = 0
         self._lock = threading.Lock()
 
     def stale_at(self, *, fixed: bool, again: int) -> float:
@@ -48,6 +52,14 @@ class Rig:
         if fixed or not self.settles or again >= len(SETTLE):
             return float("inf")
         return time.monotonic() + SETTLE[again]
+
+    def captured(self, refusal: str = "") -> None:
+        """A capture went well, or why it did not: something else on the GPU may have been in its way, so that only
+        several refusals in a row end all graphs."""
+        self._refusals = self._refusals + 1 if refusal else 0
+        if self._refusals >= REFUSALS:
+            self.graphs = 0
+            self.say("graphs", f"this plan runs without CUDA graphs from now on: {refusal}")
 
     def say(self, topic: str, text: str) -> None:
         """A RuntimeWarning, once for each topic of a session."""

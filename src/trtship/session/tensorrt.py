@@ -141,6 +141,8 @@ class TensorRTSession(Session):
         results = in_order(partial(self._submit_to, pipe), batches, ahead=ahead)
         try:
             yield from results
+        except GpuFaultError as error:
+            raise self._lost(error) from error
         finally:
             results.close()
             with suppress(TrtshipError):
