@@ -96,8 +96,15 @@ def test_the_graphs_of_a_context_are_bounded_and_the_least_used_go(opens: Opens)
         for _ in range(3):
             np.testing.assert_array_equal(session.infer({"x": rows(n)})["y"], right(rows(n)))
     assert session.memory.graphs_kept == len(cuda.graphs) == 3
+    assert steps(cuda, lambda: session.infer({"x": rows(1)})) == ["launch"]
+    assert steps(cuda, lambda: session.infer({"x": rows(8)})) == ["execute"]  # none has been idle for long enough
+    for _ in range(3 * 8):
+        session.infer({"x": rows(1)})
+    assert "capture" in steps(cuda, lambda: session.infer({"x": rows(8)}))
     assert steps(cuda, lambda: session.infer({"x": rows(8)})) == ["launch"]
-    assert "capture" in steps(cuda, lambda: session.infer({"x": rows(1)}))
+    assert steps(cuda, lambda: session.infer({"x": rows(1)})) == ["launch"]
+    assert "capture" in steps(cuda, lambda: session.infer({"x": rows(2)}))  # 2 had made way for 8, and 3 does for 2
+    assert session.memory.graphs_kept == len(cuda.graphs) == 3
 
 
 def test_graphs_of_open_sizes_are_captured_anew_once_kernels_may_have_been_replaced(

@@ -9,8 +9,6 @@ from trtship.session.rig import Rig
 Addresses = tuple[int, ...]
 DIRECT = 4
 """Graphs of one piece at addresses of the caller's own."""
-PATIENCE = 1000
-"""Runs of a piece after which a graph at other addresses may take the place of one of those."""
 
 
 class Graph:
@@ -29,23 +27,22 @@ class Graphs:
     buffers that have one.
     """
 
-    __slots__ = ("_captured_at", "_rig", "_seen", "kept", "runs")
+    __slots__ = ("_rig", "_seen", "kept", "runs")
 
     def __init__(self, rig: Rig) -> None:
         self._rig = rig
         self.kept: dict[Addresses, Graph] = {}
         self._seen: set[Addresses] = set()
-        self._captured_at = 0
         self.runs = 0
 
     def wants(self, addresses: Addresses) -> bool:
-        """Whether addresses that have no graph should get one: they were seen before, and there is room."""
+        """Whether addresses that have no graph are worth one: they were seen before, and others have not all of it."""
         if addresses not in self._seen:
             if len(self._seen) >= 16 * DIRECT:
                 self._seen.clear()
             self._seen.add(addresses)
             return False
-        return len(self.kept) <= DIRECT or self.runs - self._captured_at > PATIENCE
+        return len(self.kept) <= DIRECT
 
     def capture(
         self, addresses: Addresses, enqueue: Callable[[], None], stream: int, *, fixed: bool, tick: int
@@ -64,7 +61,6 @@ class Graphs:
         self.drop(addresses)
         stale_at = self._rig.stale_at(fixed=fixed, again=again)
         self.kept[addresses] = Graph(handle, size=size, stale_at=stale_at, again=again, used=tick)
-        self._captured_at = self.runs
 
     def drop(self, addresses: Addresses) -> None:
         """Free one that does not run."""

@@ -16,6 +16,9 @@ from trtship.session.slot import HostArray, Slot
 PIECES = 256
 """Pieces that are remembered though they have no graph."""
 
+PATIENCE = 8
+"""Times the number of graphs that are kept: runs after which one that was not used may make way."""
+
 
 class Lane:
     """A context for each profile in use, and what was captured with it. It is held by one thread at a time; its runs
@@ -118,10 +121,10 @@ class Lane:
         self._tick += 1
         addresses = ins + outs
         if self._rig.graphs and graphs.runs > 1:
-            if steady or addresses in graphs.kept or graphs.wants(addresses):
+            if addresses in graphs.kept or ((steady or graphs.wants(addresses)) and self._has_room()):
                 self._capture(piece, graphs, ins, outs, stream, poison=poison)
                 return
-            if self._by_copies(piece, graphs, ins, outs, stream, poison=poison):
+            if not steady and self._by_copies(piece, graphs, ins, outs, stream, poison=poison):
                 return
         self._enter(stream)
         self._eager(piece, ins, outs, poison=poison)
@@ -130,16 +133,18 @@ class Lane:
     def _by_copies(
         self, piece: Piece, graphs: Graphs, ins: Addresses, outs: Addresses, stream: int, *, poison: bool
     ) -> bool:
-        """Through the graph of the lane's own buffers; False where there is no room for them."""
+        """Through the graph of the lane's own buffers; False where there is no room for them, or it."""
         try:
             slot = self._slot(piece)
         except GpuMemoryError:
+            return False
+        graph = graphs.kept.get(slot.ins + slot.outs)
+        if graph is None and not self._has_room():
             return False
         cuda = self._cuda
         cuda.wait(stream, self._done)
         for target, source, size in zip(slot.ins, ins, piece.in_bytes, strict=True):
             cuda.copy(target, source, size, stream)
-        graph = graphs.kept.get(slot.ins + slot.outs)
         if graph is None or graph.stale_at <= time.monotonic():
             cuda.record(self._done, stream)
             self._last = stream
@@ -164,7 +169,8 @@ class Lane:
         self._leave(stream)
         cuda, context = self._cuda, self._contexts[piece.profile]
         cuda.synchronize(self.stream)
-        self._evict()
+        if ins + outs not in graphs.kept:
+            self._evict()
         addresses = dict(zip(self._rig.names, ins + outs, strict=True))
         try:
             graphs.capture(
@@ -182,8 +188,15 @@ class Lane:
         self._rig.captured()
         self._rig.on_kernels(True)
 
+    def _has_room(self) -> bool:
+        """Whether one more graph may be kept: there are fewer than may be, or the least lately used has not been used
+        for so long that its place is better given to another. (To make room at every call would cost more than it
+        saves.)"""
+        used = [graph.used for graphs in self._pieces.values() for graph in graphs.kept.values()]
+        return len(used) < self._rig.graphs or self._tick - min(used) > PATIENCE * self._rig.graphs
+
     def _evict(self) -> None:
-        """Make room for one more graph: the least lately used goes. Nothing of this lane runs now."""
+        """Make room for one more graph. Nothing of this lane runs now."""
         kept: list[tuple[Graph, Graphs, Addresses]] = [
             (graph, graphs, addresses) for graphs in self._pieces.values() for addresses, graph in graphs.kept.items()
         ]

@@ -14,6 +14,9 @@ from trtship.session.rig import Rig
 from trtship.session.staging import copied
 
 HostArray = np.ndarray[Any, Any]
+ROOM = 256 << 20
+"""Bytes that buffers for a profile's largest tensors may take; where they would take more, they are as large as a piece
+needs, and made anew for a larger one."""
 
 
 class Slot:
@@ -22,19 +25,16 @@ class Slot:
 
     def __init__(self, rig: Rig, piece: Piece, context: Context) -> None:
         self._rig, self.profile = rig, piece.profile
-        largest = [
-            nbytes(rig.engine.profiles[piece.profile][spec.name][2], spec.dtype)
-            for spec in rig.inputs  # by the plan's names: a session's specs have them too
-        ]
-        self._in_room = tuple(max(1, size, own) for size, own in zip(largest, piece.in_bytes, strict=True))
-        self._out_room = tuple(
-            max(1, context.largest_output(spec.name), own)
-            for spec, own in zip(rig.outputs, piece.out_bytes, strict=True)
-        )
+        profile = rig.engine.profiles[piece.profile]
+        largest = [nbytes(profile[spec.name][2], spec.dtype) for spec in rig.inputs]
+        largest += [context.largest_output(spec.name) for spec in rig.outputs]
+        own = (*piece.in_bytes, *piece.out_bytes)
+        rooms = [max(size, needed) for size, needed in zip(largest, own, strict=True)]
+        self._rooms = rooms if sum(rooms) <= ROOM else list(own)
         self._memory: list[tuple[int, int]] = []
-        self._pinned: list[tuple[int, int]] = []
+        self._pinned: dict[int, tuple[int, int]] = {}
         try:
-            for size in (*self._in_room, *self._out_room):
+            for size in (max(1, room) for room in self._rooms):  # no address may be null
                 self._memory.append((rig.allocate(size), size))
         except BaseException:
             self.free()
@@ -44,10 +44,8 @@ class Slot:
 
     def fits(self, piece: Piece) -> bool:
         """Whether a piece's tensors have room here."""
-        return piece.profile == self.profile and all(
-            need <= room
-            for need, room in zip((*piece.in_bytes, *piece.out_bytes), (*self._in_room, *self._out_room), strict=True)
-        )
+        needed = (*piece.in_bytes, *piece.out_bytes)
+        return piece.profile == self.profile and all(n <= room for n, room in zip(needed, self._rooms, strict=True))
 
     def load(self, sources: Sequence[HostArray], stream: int) -> bool:
         """Enqueue the copies of host arrays to the inputs' buffers. Those in pinned memory are copied from where they
@@ -58,7 +56,7 @@ class Slot:
                 cuda.to_device(address, source.ctypes.data, source.nbytes, stream)
                 in_place = True
                 continue
-            host, _ = self._host(index)
+            host = self._host(index)
             staged = _view(host, source)
             for offset, size in copied(staged, source):
                 if size:
@@ -68,33 +66,33 @@ class Slot:
     def unload(self, piece: Piece, stream: int) -> None:
         """Enqueue the copies of the outputs to pinned memory."""
         for index, (address, size) in enumerate(zip(self.outs, piece.out_bytes, strict=True)):
-            host, _ = self._host(len(self.ins) + index)
+            host = self._host(len(self.ins) + index)
             if size:
                 self._rig.cuda.to_host(host, address, size, stream)
 
     def take(self, results: Sequence[HostArray]) -> None:
         """Write what `unload` brought, once it is there, into arrays of the outputs' shapes."""
         for index, result in enumerate(results):
-            host, _ = self._host(len(self.ins) + index)
+            host = self._host(len(self.ins) + index)
             for _ in copied(result, _view(host, result)) if result.flags.c_contiguous else ():
                 pass
             if not result.flags.c_contiguous:
                 np.copyto(result, _view(host, result))
 
-    def _host(self, index: int) -> tuple[int, int]:
-        """The pinned memory of a tensor: its address and size."""
-        if not self._pinned:
-            for _, size in self._memory:
-                self._pinned.append((self._rig.cuda.allocate_pinned(size), size))
-                self._rig.ledger.take("pinned", size)
-        return self._pinned[index]
+    def _host(self, index: int) -> int:
+        """The address of the pinned memory of a tensor."""
+        if index not in self._pinned:
+            size = self._memory[index][1]
+            self._pinned[index] = (self._rig.cuda.allocate_pinned(size), size)
+            self._rig.ledger.take("pinned", size)
+        return self._pinned[index][0]
 
     def free(self) -> None:
         """Nothing may run on it any more."""
         while self._memory:
             self._rig.free(*self._memory.pop())
         while self._pinned:
-            address, size = self._pinned.pop()
+            _, (address, size) = self._pinned.popitem()
             self._rig.ledger.give("pinned", size)
             self._rig.cuda.free_pinned(address)
 

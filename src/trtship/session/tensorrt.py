@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
@@ -27,6 +29,8 @@ from trtship.session.runs import Runs
 from trtship.spec import ShapeRange, TensorSpec
 
 LOST = "lost"
+KEEP_EVERY = 30.0
+"""Seconds from one time that kernels are kept to the next."""
 T = TypeVar("T")
 
 
@@ -82,7 +86,7 @@ class TensorRTSession(Session):
             outputs=self.outputs,
             graphs=graphs,
             settles=family.is_rtx,
-            on_kernels=partial(_keep, self.kernels, self._engine),
+            on_kernels=_Keeper(self.kernels, self._engine),
         )
         self._plans = Plans(self.inputs, self.outputs, self.ranges, self._engine)
         self._lanes: Pool[Lane] = Pool(partial(Lane, rig), most=max(1, max_contexts))
@@ -211,7 +215,7 @@ class TensorRTSession(Session):
     def _release(self) -> None:
         with suppress(DeviceError) if self._fault is not None else self._cuda.selected():
             self._runs.close()
-            _keep(self.kernels, self._engine, True)  # with those compiled in the background
+            _Keeper(self.kernels, self._engine)(True)  # with those compiled in the background
         self._engine.close()
 
     def __del__(self) -> None:
@@ -220,12 +224,22 @@ class TensorRTSession(Session):
                 self.close()
 
 
-def _keep(kernels: KernelStore, engine: Engine, settled: bool) -> None:
-    """Keep what was compiled. At the start (not `settled`) only where nothing was kept, since it takes time."""
-    if engine.kernels.discarded:
-        kernels.forget()
-    if settled or kernels.state != "kept":
-        kernels.keep(engine.kernels.serialized())
+class _Keeper:
+    """Keeps kernels that were compiled, for the next process: at the start (not `settled`) only where none were kept,
+    later on once in a while, since it takes time."""
+
+    def __init__(self, kernels: KernelStore, engine: Engine) -> None:
+        self._kernels, self._engine, self._kept_at = kernels, engine, 0.0
+        self._lock = threading.Lock()
+
+    def __call__(self, settled: bool) -> None:
+        with self._lock:
+            if self._engine.kernels.discarded:
+                self._kernels.forget()
+            now = time.monotonic()
+            if now - self._kept_at > KEEP_EVERY if settled else self._kernels.state != "kept":
+                self._kernels.keep(self._engine.kernels.serialized())
+                self._kept_at = now
 
 
 def _gpu(device: int) -> Gpu:
