@@ -25,7 +25,7 @@ def kind_of(array: Array) -> Kind | None:
 def _found(array: Array) -> Kind | None:
     packages = [base.__module__.partition(".")[0] for base in type(array).__mro__]
     for file in dict.fromkeys(FILES[package] for package in packages if package in FILES):
-        kind: Kind = importlib.import_module(f"{__name__}.{file}").KIND
+        kind: Kind = importlib.import_module(f"{__name__}.{file}").kind()
         if kind.claims(array):
             _known[type(array)] = kind
             return kind

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Hashable
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -58,4 +59,7 @@ class Cupy(Kind):
         return room
 
 
-KIND = Cupy()
+@cache
+def kind() -> Kind:
+    """The one of it."""
+    return Cupy()

@@ -42,4 +42,8 @@ class Numpy(Kind):
         raise AssertionError("a numpy array is on the host")
 
 
-NUMPY = KIND = Numpy()
+NUMPY = Numpy()
+
+
+def kind() -> Kind:
+    return NUMPY

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Hashable
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -80,4 +81,7 @@ class Torch(Kind):
         return room
 
 
-KIND = Torch()
+@cache
+def kind() -> Kind:
+    """The one of it."""
+    return Torch()
