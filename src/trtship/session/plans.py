@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import NamedTuple
 
 from trtship.errors import GpuMemoryError
@@ -28,9 +28,10 @@ class Step(NamedTuple):
 
 
 class Plan:
-    """The steps of a call; `natives` are the outputs' dtypes as the caller's package names them."""
+    """The steps of a call; `natives` are the outputs' dtypes as the caller's package names them, `targets` what
+    `Kind.key` says of arrays that were found to fit as the one output."""
 
-    __slots__ = ("_batched", "natives", "piece", "rows", "steps")
+    __slots__ = ("_batched", "natives", "piece", "rows", "steps", "targets")
 
     def __init__(
         self, call: Call, steps: Sequence[Step], batched: Sequence[bool], outputs: Sequence[TensorSpec]
@@ -39,6 +40,7 @@ class Plan:
         self.piece = self.steps[0].piece if len(self.steps) == 1 else None  # where it is run as it is
         self.natives = tuple(call.kind.native(spec.dtype) if call.on_gpu else None for spec in outputs)
         self._batched = tuple(batched)
+        self.targets: set[Hashable] = set()
 
     @property
     def largest(self) -> int:

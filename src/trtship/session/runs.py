@@ -34,7 +34,7 @@ class Runs:
 
     # arrays of the GPU
 
-    def on_gpu(self, call: Call, arrays: list[Array], poison: bool) -> dict[str, Array]:
+    def on_gpu(self, call: Call, arrays: list[Array], given: list[Array] | None, poison: bool) -> dict[str, Array]:
         """Enqueue a call on the caller's stream. The way of every call that is the same as one before: short."""
         kind, cuda = call.kind, self._cuda
         before = cuda.switch()
@@ -42,16 +42,19 @@ class Runs:
             plan: Plan = call.plan
             piece = plan.piece
             if piece is None or not piece.is_known or kind.keeps:
-                return self.prepared(call, arrays, None, poison)()
+                return self.prepared(call, arrays, given, poison)()
             device = cuda.device
             stream = kind.stream(arrays[0], device)
             if stream is None or (stream > 1 and cuda.is_capturing(stream)):
-                return self.prepared(call, arrays, None, poison)()
+                return self.prepared(call, arrays, given, poison)()
             taken = [kind.address(array, stream, cuda) for array in arrays]
-            rooms = [
-                kind.empty(shape, native, device, cuda)
-                for shape, native in zip(piece.out_shapes, plan.natives, strict=True)
-            ]
+            if given is None:
+                rooms = [
+                    kind.empty(shape, native, device, cuda)
+                    for shape, native in zip(piece.out_shapes, plan.natives, strict=True)
+                ]
+            else:
+                rooms = [(array, kind.address(array, stream, cuda)[0]) for array in given]
             ins, outs = tuple([one[0] for one in taken]), tuple([room[1] for room in rooms])
             lanes = self._lanes
             lane = lanes.take()

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from trtship.errors import DeviceError, GpuFaultError, GpuMemoryError, TrtshipError
 from trtship.family import Engine, Family
 from trtship.gpu import Gpu, list_gpus
-from trtship.session.arrays import Array
+from trtship.session.arrays import Array, kind_of
 from trtship.session.base import Session
 from trtship.session.call import Call
 from trtship.session.cuda import Cuda
@@ -22,13 +22,15 @@ from trtship.session.lane import Lane
 from trtship.session.mapping import Pending, in_order
 from trtship.session.memory import Ledger, Memory
 from trtship.session.pipe import Pipe
-from trtship.session.plans import Plans
+from trtship.session.plans import Plan, Plans
 from trtship.session.pool import Pool, PoolClosedError
 from trtship.session.rig import Rig
 from trtship.session.runs import Runs
 from trtship.spec import ShapeRange, TensorSpec
 
 LOST = "lost"
+TARGETS = 8
+"""Kinds of `out=` that a call remembers."""
 KEEP_EVERY = 30.0
 """Seconds from one time that kernels are kept to the next."""
 T = TypeVar("T")
@@ -114,10 +116,11 @@ class TensorRTSession(Session):
 
     def infer(self, feeds: Mapping[str, Array], *, out: Array | Mapping[str, Array] | None = None) -> dict[str, Array]:
         call, arrays = self._call(feeds)
-        if not call.on_gpu or out is not None:
+        if not call.on_gpu:
             return self._start(call, arrays, out)()
         try:
-            return self._runs.on_gpu(call, arrays, self.poison)
+            given = None if out is None else self._targets(call, out)
+            return self._runs.on_gpu(call, arrays, given, self.poison)
         except GpuFaultError as error:
             raise self._lost(error) from error
         except PoolClosedError:
@@ -166,12 +169,22 @@ class TensorRTSession(Session):
         return partial(self._guarded, self._guarded(partial(self._way, call, arrays, out)))
 
     def _way(self, call: Call, arrays: list[Array], out: Any) -> Callable[[], dict[str, Array]]:
-        given = None
-        if out is not None:
-            found = self._given(call, out, self._runs.out_shapes(call))
-            given = [found[spec.name] for spec in self.outputs]
+        given = None if out is None else self._targets(call, out)
         way = self._runs.prepared if call.on_gpu else self._runs.on_host
         return way(call, arrays, given, self.poison)
+
+    def _targets(self, call: Call, out: Array | Mapping[str, Array]) -> list[Array]:
+        """`out` in the outputs' order, checked. Raises OutputError."""
+        plan: Plan = call.plan
+        kind, outputs = call.kind, self.outputs
+        known = len(outputs) == 1 and kind_of(out) is kind and kind.key(out) in plan.targets
+        if known and kind.is_contiguous(out) and kind.is_writable(out):
+            return [out]
+        given = self._given(call, out, self._runs.out_shapes(call))
+        targets = [given[spec.name] for spec in outputs]
+        if len(targets) == 1 and len(plan.targets) < TARGETS:
+            plan.targets.add(kind.key(targets[0]))
+        return targets
 
     def _guarded(self, work: Callable[[], T]) -> T:
         try:
