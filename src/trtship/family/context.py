@@ -10,7 +10,9 @@ from trtship.errors import DeviceError, GpuMemoryError, InputError
 from trtship.family.layer_times import LayerTimes, profiler_of
 from trtship.family.logger import recording
 
-_OUT_OF_MEMORY = re.compile(r"out of ?memory|memory allocation|alloc\w* fail", re.IGNORECASE)
+_OUT_OF_MEMORY = re.compile(
+    r"out of ?memory|memory allocation|alloc\w* fail|fail\w* to alloc|not be allocated|bad_alloc", re.IGNORECASE
+)
 
 
 class Context:

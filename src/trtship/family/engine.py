@@ -106,15 +106,16 @@ class Engine:
         with environment(self._variables), recording(module) as log:
             context = self._context(strategy, chosen, stream, fixed=fixed)
             if context is None:  # an older runtime's kernels, say: the plan itself has all that it needs
-                self.kernels.discard()
-                context = self._context(strategy, chosen, stream, fixed=fixed)
+                context = self._context(strategy, chosen, stream, fixed=fixed, kept=False)
+                if context is not None:
+                    self.kernels.discard()
         if context is None:
             raise refused("TensorRT could not create an execution context", log)
         return Context(module, context, tuple(spec.name for spec in self.outputs), size=self.context_size(profile))
 
-    def _context(self, strategy: Any, profile: int | None, stream: int, *, fixed: bool) -> Any:
+    def _context(self, strategy: Any, profile: int | None, stream: int, *, fixed: bool, kept: bool = True) -> Any:
         """An `IExecutionContext` with its profile chosen; None where TensorRT could not."""
-        context = self.kernels.create_context(strategy, fixed=fixed)
+        context = self.kernels.create_context(strategy, fixed=fixed, kept=kept)
         if context is None or profile is None or context.set_optimization_profile_async(profile, stream):
             return context
         return None

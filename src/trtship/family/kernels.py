@@ -21,13 +21,14 @@ class Kernels:
             if saved and not self._cache.deserialize(saved):
                 self._cache.reset()
 
-    def create_context(self, strategy: Any, *, fixed: bool = False) -> Any:
+    def create_context(self, strategy: Any, *, fixed: bool = False, kept: bool = True) -> Any:
         """An `IExecutionContext` of this memory strategy, or None where TensorRT could not make one: its log tells.
 
         `fixed`: it will see one size only, so that TensorRT for RTX compiles the kernels for that size when it first
-        meets it, in place of running generic ones until others are compiled in the background.
+        meets it, in place of running generic ones until others are compiled in the background. `kept=False`: without
+        the kernels that were kept.
         """
-        if self._cache is None:
+        if self._cache is None or not kept:
             return self._engine.create_execution_context(strategy)
         settings = self._engine.create_runtime_config()
         settings.set_execution_context_allocation_strategy(strategy)

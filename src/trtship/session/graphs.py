@@ -7,8 +7,12 @@ from collections.abc import Callable
 from trtship.session.rig import Rig
 
 Addresses = tuple[int, ...]
+MOST = 32 << 20
+"""Bytes that one graph is taken to need, at most."""
 DIRECT = 4
-"""Graphs of one piece at addresses of the caller's own."""
+"""Graphs of one piece at addresses of the caller's own, beside that of the lane's buffers."""
+IDLE = 256
+"""Runs after which one that was not launched may make way for one at other addresses."""
 
 
 class Graph:
@@ -35,14 +39,15 @@ class Graphs:
         self._seen: set[Addresses] = set()
         self.runs = 0
 
-    def wants(self, addresses: Addresses) -> bool:
-        """Whether addresses that have no graph are worth one: they were seen before, and others have not all of it."""
+    def wants(self, addresses: Addresses, tick: int) -> bool:
+        """Whether addresses that have no graph are worth one: they were seen before, and those that have one are few,
+        or not in use any more."""
         if addresses not in self._seen:
             if len(self._seen) >= 16 * DIRECT:
                 self._seen.clear()
             self._seen.add(addresses)
             return False
-        return len(self.kept) <= DIRECT
+        return len(self.kept) <= DIRECT or tick - self._idlest().used > IDLE
 
     def capture(
         self, addresses: Addresses, enqueue: Callable[[], None], stream: int, *, fixed: bool, tick: int
@@ -52,15 +57,20 @@ class Graphs:
         again = before.again + 1 if before else 0
         free = cuda.free_memory()
         handle = cuda.capture(enqueue, stream)
-        size = max(0, free - cuda.free_memory())
+        size = min(max(0, free - cuda.free_memory()), MOST)  # others take and give memory meanwhile
         try:
             self._rig.ledger.take("graphs", size)
         except BaseException:
             cuda.destroy_graph(handle)
             raise
         self.drop(addresses)
+        if len(self.kept) > DIRECT:
+            self.drop(next(at for at, graph in self.kept.items() if graph is self._idlest()))
         stale_at = self._rig.stale_at(fixed=fixed, again=again)
         self.kept[addresses] = Graph(handle, size=size, stale_at=stale_at, again=again, used=tick)
+
+    def _idlest(self) -> Graph:
+        return min(self.kept.values(), key=lambda graph: graph.used)
 
     def drop(self, addresses: Addresses) -> None:
         """Free one that does not run."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from trtship.errors import DeviceError, GpuFaultError, GpuMemoryError
@@ -18,6 +19,9 @@ PIECES = 256
 
 PATIENCE = 8
 """Times the number of graphs that are kept: runs after which one that was not used may make way."""
+
+SPARE = 32 << 20
+"""Bytes of free memory below which TensorRT may fail for want of it."""
 
 
 class Lane:
@@ -121,7 +125,7 @@ class Lane:
         self._tick += 1
         addresses = ins + outs
         if self._rig.graphs and graphs.runs > 1:
-            if addresses in graphs.kept or ((steady or graphs.wants(addresses)) and self._has_room()):
+            if addresses in graphs.kept or ((steady or graphs.wants(addresses, self._tick)) and self._has_room()):
                 self._capture(piece, graphs, ins, outs, stream, poison=poison)
                 return
             if not steady and self._by_copies(piece, graphs, ins, outs, stream, poison=poison):
@@ -209,10 +213,21 @@ class Lane:
             self._fill(piece, outs, self.stream)
         context = self._contexts[piece.profile]
         context.set_shapes(piece.shapes)
-        try:
+        with self._told_of_memory(0):
             context.execute(dict(zip(self._rig.names, ins + outs, strict=True)), self.stream)
-        except DeviceError:
-            self._cuda.synchronize(self.stream)  # CUDA's own reason, where it has one
+
+    @contextmanager
+    def _told_of_memory(self, size: int) -> Iterator[None]:
+        """What TensorRT fails in is put down to memory where there is too little of it for `size` bytes more, whatever
+        its log says; and to CUDA, where CUDA has a reason of its own."""
+        try:
+            yield
+        except GpuMemoryError:
+            raise
+        except DeviceError as error:
+            self._cuda.synchronize(self.stream)
+            if self._cuda.free_memory() < size + SPARE:
+                raise GpuMemoryError(error.what, why=f"the GPU's memory is full; {error.why}", do=error.do) from error
             raise
 
     def _enter(self, stream: int) -> None:
@@ -243,8 +258,9 @@ class Lane:
             size = rig.engine.context_size(piece.profile)
             rig.ledger.take("contexts", size)
             try:
-                context = rig.engine.create_context(piece.profile, self.stream)
-                self._cuda.synchronize(self.stream)
+                with self._told_of_memory(size):
+                    context = rig.engine.create_context(piece.profile, self.stream)
+                    self._cuda.synchronize(self.stream)
             except BaseException:
                 rig.ledger.give("contexts", size)
                 raise
