@@ -70,7 +70,7 @@ class TensorRTSession(Session):
     ) -> None:
         gpu = gpu or _gpu(device)
         self.device, self.workers = device, max_contexts + 1  # one may wait while the others compute
-        self._fault: GpuFaultError | None = None
+        self._fault = ""
         self._pipes: list[Pipe] = []
         self._cuda = Cuda(device)
         variables = family.environment(tf32=tf32)
@@ -122,7 +122,8 @@ class TensorRTSession(Session):
             given = None if out is None else self._targets(call, out)
             return self._runs.on_gpu(call, arrays, given, self.poison)
         except GpuFaultError as error:
-            raise self._lost(error) from error
+            self._lose(error)
+            raise
         except PoolClosedError:
             raise self._unusable() from None
 
@@ -149,7 +150,8 @@ class TensorRTSession(Session):
         try:
             yield from results
         except GpuFaultError as error:
-            raise self._lost(error) from error
+            self._lose(error)
+            raise
         finally:
             results.close()
             with suppress(TrtshipError):
@@ -160,7 +162,8 @@ class TensorRTSession(Session):
         try:
             ticket = self._runs.through(pipe, call, arrays, self.poison)
         except GpuFaultError as error:
-            raise self._lost(error) from error
+            self._lose(error)
+            raise
         except PoolClosedError:
             raise self._unusable() from None
         return ticket or self._submit(feeds)
@@ -190,7 +193,8 @@ class TensorRTSession(Session):
         try:
             return work()
         except GpuFaultError as error:
-            raise self._lost(error) from error
+            self._lose(error)
+            raise
         except PoolClosedError:
             raise self._unusable() from None
 
@@ -210,23 +214,22 @@ class TensorRTSession(Session):
                     found[size] = self._engine.range_of(spec.name, axis)
         return found
 
-    def _lost(self, error: GpuFaultError) -> GpuFaultError:
+    def _lose(self, error: GpuFaultError) -> None:
         """Nothing that the GPU holds for this process can be trusted, or freed, any more."""
         if self.unusable != LOST:
-            self.unusable, self._fault = LOST, error
-        return error
+            self.unusable, self._fault = LOST, error.what
 
     def _unusable(self) -> TrtshipError:
-        if self._fault is not None and self.unusable == LOST:
+        if self.unusable == LOST:
             return GpuFaultError(
                 "this session is lost, and so is all that this process does on that GPU",
-                why=self._fault.what,
+                why=self._fault,
                 do="start the process again, and load the bundle there",
             )
         return super()._unusable()
 
     def _release(self) -> None:
-        with suppress(DeviceError) if self._fault is not None else self._cuda.selected():
+        with suppress(DeviceError) if self._fault else self._cuda.selected():
             self._runs.close()
             _Keeper(self.kernels, self._engine)(True)  # with those compiled in the background
         self._engine.close()
