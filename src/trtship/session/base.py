@@ -19,9 +19,9 @@ from typing import Any, Self
 import numpy as np
 
 from trtship.errors import ForkedError, InputError, OutputError, TrtshipError
-from trtship.session.arrays import NUMPY, Array, Kind, kind_of
+from trtship.session.arrays import NUMPY, Array, kind_of
 from trtship.session.call import Call
-from trtship.session.checks import checked, refusal
+from trtship.session.checks import checked, out_fault, refusal
 from trtship.session.forks import FORKED, watch
 from trtship.session.mapping import Done, Pending, in_order
 from trtship.session.memory import Memory
@@ -247,7 +247,7 @@ class Session(ABC):
             raise OutputError("out= does not have the outputs", why=f"they are {', '.join(sorted(names))}")
         for spec in self.outputs:
             array = given[spec.name]
-            fault = _out_fault(array, spec, shapes[spec.name], call)
+            fault = out_fault(array, spec, shapes[spec.name], call)
             if fault:
                 raise OutputError(
                     f"out= does not fit {spec.name}",
@@ -271,17 +271,3 @@ class Session(ABC):
 
 def _joined(arrays: list[Array]) -> Array:
     return sys.modules["torch"].cat(arrays) if is_torch(arrays[0]) else np.concatenate(arrays)
-
-
-def _out_fault(array: Array, spec: TensorSpec, shape: tuple[int, ...], call: Call) -> str:
-    kind: Kind | None = kind_of(array)
-    if kind is not call.kind:
-        return f"it is {kind.name if kind else f'a {type(array).__name__}'}, and the inputs are not"
-    facts = kind.facts(array)
-    if (facts.place == "cuda") != call.on_gpu or facts.device != call.index:
-        return "it is in another place than the inputs"
-    if facts.dtype != spec.dtype or facts.shape != shape:
-        return f"it is {facts.dtype} {list(facts.shape)}"
-    if not kind.is_contiguous(array):
-        return "it is not contiguous"
-    return "" if kind.is_writable(array) else "it is not to be written to"

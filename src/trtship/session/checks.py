@@ -1,4 +1,4 @@
-"""What a caller can get wrong about the inputs of a session, each refused with the specs."""
+"""What a caller can get wrong about the inputs of a session, each refused with the specs, and about `out=`."""
 
 from __future__ import annotations
 
@@ -124,3 +124,18 @@ def _parts(
         return parts
     first_shape = shapes[inputs[0].name]
     return (first_shape[0] if first_shape else 1,)
+
+
+def out_fault(array: Array, spec: TensorSpec, shape: tuple[int, ...], call: Call) -> str:
+    """Why results of this shape cannot be written into an array; empty where they can."""
+    kind: Kind | None = kind_of(array)
+    if kind is not call.kind:
+        return f"it is {kind.name if kind else f'a {type(array).__name__}'}, and the inputs are not"
+    facts = kind.facts(array)
+    if (facts.place == "cuda") != call.on_gpu or facts.device != call.index:
+        return "it is in another place than the inputs"
+    if facts.dtype != spec.dtype or facts.shape != shape:
+        return f"it is {facts.dtype} {list(facts.shape)}"
+    if not kind.is_contiguous(array):
+        return "it is not contiguous"
+    return "" if kind.is_writable(array) else "it is not to be written to"

@@ -222,6 +222,12 @@ class Runs:
         plan: Plan = call.plan
         return dict(zip(self._names, plan.out_shapes, strict=True))
 
+    @staticmethod
+    def is_learned(call: Call) -> bool:
+        """Whether the outputs' shapes are known."""
+        plan: Plan = call.plan
+        return all(step.piece.is_known for step in plan.steps)
+
     def _learned(self, plan: Plan) -> None:
         if all(step.piece.is_known for step in plan.steps):
             return

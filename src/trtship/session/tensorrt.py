@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import threading
 import time
@@ -126,6 +127,15 @@ class TensorRTSession(Session):
             raise
         except PoolClosedError:
             raise self._unusable() from None
+
+    async def ainfer(
+        self, feeds: Mapping[str, Array], *, out: Array | Mapping[str, Array] | None = None
+    ) -> dict[str, Array]:
+        call, _ = self._call(feeds)
+        if not self._runs.is_learned(call):  # a context is to be made, which may take seconds
+            work = partial(self._guarded, partial(self._runs.out_shapes, call))
+            await asyncio.get_running_loop().run_in_executor(self._executor(), work)
+        return await super().ainfer(feeds, out=out)
 
     def layer_times(self, feeds: Mapping[str, Array], *, runs: int = 20) -> dict[str, float]:
         """Milliseconds of each layer, the median of `runs`, by its name in the engine inspector; `feeds` as for
