@@ -1,9 +1,10 @@
-"""The CUDA graphs of one context: each replays one piece at the addresses that it was captured with."""
+"""The CUDA graphs of one lane: each replays one piece at the addresses that it was captured with."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+from trtship.session.piece import Piece
 from trtship.session.rig import Rig
 
 Addresses = tuple[int, ...]
@@ -12,16 +13,22 @@ MOST = 32 << 20
 DIRECT = 4
 """Graphs of one piece at addresses of the caller's own, beside that of the lane's buffers."""
 IDLE = 256
-"""Runs after which one that was not launched may make way for one at other addresses."""
+"""Runs after which one of those that was not launched may make way for one at other addresses."""
+PATIENCE = 8
+"""Times the number of graphs that a lane keeps: runs after which one that was not launched may make way for another."""
+PIECES = 256
+"""Pieces that are remembered though they have no graph."""
 
 
 class Graph:
-    """A captured graph. `used` is the context's run that launched it last."""
+    """A captured graph. `used` is the lane's run that launched it last; `direct` says that the addresses are a
+    caller's, which may not come again."""
 
-    __slots__ = ("again", "handle", "size", "stale_at", "used")
+    __slots__ = ("again", "direct", "handle", "size", "stale_at", "used")
 
-    def __init__(self, handle: int, *, size: int, stale_at: float, again: int, used: int) -> None:
+    def __init__(self, handle: int, *, size: int, stale_at: float, again: int, used: int, direct: bool) -> None:
         self.handle, self.size, self.stale_at, self.again, self.used = handle, size, stale_at, again, used
+        self.direct = direct
 
 
 class Graphs:
@@ -47,10 +54,11 @@ class Graphs:
                 self._seen.clear()
             self._seen.add(addresses)
             return False
-        return len(self.kept) <= DIRECT or tick - self._idlest().used > IDLE
+        used = [graph.used for graph in self.kept.values() if graph.direct]
+        return len(used) < DIRECT or tick - min(used) > IDLE
 
     def capture(
-        self, addresses: Addresses, enqueue: Callable[[], None], stream: int, *, fixed: bool, tick: int
+        self, addresses: Addresses, enqueue: Callable[[], None], stream: int, *, fixed: bool, tick: int, direct: bool
     ) -> None:
         """Keep a graph of what `enqueue` puts on the stream, in place of one of these addresses. Raises DeviceError."""
         cuda, before = self._rig.cuda, self.kept.get(addresses)
@@ -64,13 +72,11 @@ class Graphs:
             cuda.destroy_graph(handle)
             raise
         self.drop(addresses)
-        if len(self.kept) > DIRECT:
-            self.drop(next(at for at, graph in self.kept.items() if graph is self._idlest()))
+        others = sorted((graph.used, at) for at, graph in self.kept.items() if direct and graph.direct)
+        for _, at in others[: max(0, len(others) - DIRECT + 1)]:
+            self.drop(at)
         stale_at = self._rig.stale_at(fixed=fixed, again=again)
-        self.kept[addresses] = Graph(handle, size=size, stale_at=stale_at, again=again, used=tick)
-
-    def _idlest(self) -> Graph:
-        return min(self.kept.values(), key=lambda graph: graph.used)
+        self.kept[addresses] = Graph(handle, size=size, stale_at=stale_at, again=again, used=tick, direct=direct)
 
     def drop(self, addresses: Addresses) -> None:
         """Free one that does not run."""
@@ -83,3 +89,41 @@ class Graphs:
         for addresses in list(self.kept):
             self.drop(addresses)
         self._seen.clear()
+
+
+class Shelf:
+    """All graphs of one lane, by piece, and how many there may be. `tick` counts the lane's runs."""
+
+    def __init__(self, rig: Rig) -> None:
+        self._rig = rig
+        self.pieces: dict[Piece, Graphs] = {}
+        self.tick = 0
+
+    def of(self, piece: Piece) -> Graphs:
+        """Those of a piece."""
+        found = self.pieces.get(piece)
+        if found is None:
+            if len(self.pieces) >= PIECES:
+                for other in [other for other, graphs in self.pieces.items() if not graphs.kept]:
+                    del self.pieces[other]
+            found = self.pieces[piece] = Graphs(self._rig)
+        return found
+
+    def has_room(self) -> bool:
+        """Whether one more graph may be kept: there are fewer than may be, or the least lately used has not been used
+        for so long that its place is better given to another. (To make room at every call would cost more than it
+        saves.)"""
+        used = [graph.used for graphs in self.pieces.values() for graph in graphs.kept.values()]
+        return len(used) < self._rig.graphs or self.tick - min(used) > PATIENCE * self._rig.graphs
+
+    def make_room(self) -> None:
+        """Free the least lately used, so that one more may be kept. Nothing of the lane runs now."""
+        kept = [(graph.used, at, graphs) for graphs in self.pieces.values() for at, graph in graphs.kept.items()]
+        kept.sort(key=lambda one: one[0])
+        for _, at, graphs in kept[: max(0, len(kept) - self._rig.graphs + 1)]:
+            graphs.drop(at)
+
+    def clear(self) -> None:
+        for graphs in self.pieces.values():
+            graphs.clear()
+        self.pieces.clear()

@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 from trtship.errors import DeviceError, GpuFaultError, GpuMemoryError
 from trtship.family.context import Context
-from trtship.session.graphs import Addresses, Graph, Graphs
+from trtship.session.graphs import Addresses, Graphs, Shelf
+from trtship.session.holdings import Holdings
 from trtship.session.piece import Piece
 from trtship.session.rig import Rig
-from trtship.session.slot import HostArray, Slot
-
-PIECES = 256
-"""Pieces that are remembered though they have no graph."""
-
-PATIENCE = 8
-"""Times the number of graphs that are kept: runs after which one that was not used may make way."""
-
-SPARE = 32 << 20
-"""Bytes of free memory below which TensorRT may fail for want of it."""
+from trtship.session.slot import HostArray
 
 
 class Lane:
@@ -35,12 +26,11 @@ class Lane:
 
     def __init__(self, rig: Rig) -> None:
         self._rig, self._cuda = rig, rig.cuda
-        self._contexts: dict[int, Context] = {}
-        self._slots: dict[int, Slot] = {}
-        self._pieces: dict[Piece, Graphs] = {}
-        self._tick = 0
         self.held: Any = None
         self.stream = rig.cuda.create_stream()
+        self._holdings = Holdings(rig, self.stream)
+        self._shelf = Shelf(rig)
+        self._pieces = self._shelf.pieces
         self._done = rig.cuda.create_event()  # of the last run
         self._gate = rig.cuda.create_event()  # of what the caller's stream has before a run
         self._last = self.stream
@@ -67,9 +57,10 @@ class Lane:
                 cuda.launch(graph.handle, stream)
                 cuda.record(self._done, stream)
                 self._last = stream
-                self._tick += 1
+                shelf = self._shelf
+                shelf.tick += 1
                 graphs.runs += 1
-                graph.used = self._tick
+                graph.used = shelf.tick
                 return
         self._otherwise(piece, ins, outs, stream, steady=steady, poison=poison)
 
@@ -87,8 +78,7 @@ class Lane:
         self, piece: Piece, sources: Sequence[HostArray], results: Sequence[HostArray], *, poison: bool
     ) -> None:
         """Run a piece on arrays of the host, and wait for it."""
-        self.learn(piece)
-        slot = self._slot(piece)
+        slot = self._holdings.slot(piece, self._done)
         if self._last != self.stream:
             self._cuda.wait(self.stream, self._done)
         slot.load(sources, self.stream)
@@ -100,33 +90,30 @@ class Lane:
     def run_bare(self, piece: Piece, ins: Addresses, outs: Addresses, stream: int) -> None:
         """Enqueue a piece, and nothing else, on a stream that somebody captures. That graph may not be launched while
         the session is called: both use this lane's memory."""
-        context = self._context(piece)
+        context = self.context(piece)
         context.set_shapes(piece.shapes)
         context.execute(dict(zip(self._rig.names, ins + outs, strict=True)), stream)
 
     # what only some calls do
 
-    def learn(self, piece: Piece) -> None:
-        """Make the piece's context, which takes seconds where kernels are to be compiled, and its outputs' shapes."""
-        context = self._context(piece)
-        if not piece.is_known:
-            piece.learn(self._rig.outputs, context.set_shapes(piece.shapes))
+    def context(self, piece: Piece) -> Context:
+        """The piece's context, and its outputs' shapes."""
+        return self._holdings.context(piece)
 
     def _otherwise(
         self, piece: Piece, ins: Addresses, outs: Addresses, stream: int, *, steady: bool, poison: bool
     ) -> None:
-        self.learn(piece)
-        graphs = self._pieces.get(piece)
-        if graphs is None:
-            if len(self._pieces) >= PIECES:
-                self._pieces = {piece: graphs for piece, graphs in self._pieces.items() if graphs.kept}
-            graphs = self._pieces[piece] = Graphs(self._rig)
+        self.context(piece)
+        shelf = self._shelf
+        graphs = shelf.of(piece)
         graphs.runs += 1
-        self._tick += 1
+        shelf.tick += 1
         addresses = ins + outs
         if self._rig.graphs and graphs.runs > 1:
-            if addresses in graphs.kept or ((steady or graphs.wants(addresses, self._tick)) and self._has_room()):
-                self._capture(piece, graphs, ins, outs, stream, poison=poison)
+            wanted = addresses in graphs.kept
+            wanted = wanted or ((steady or graphs.wants(addresses, shelf.tick)) and shelf.has_room())
+            if wanted:
+                self._capture(piece, graphs, ins, outs, stream, direct=not steady, poison=poison)
                 return
             if not steady and self._by_copies(piece, graphs, ins, outs, stream, poison=poison):
                 return
@@ -139,11 +126,11 @@ class Lane:
     ) -> bool:
         """Through the graph of the lane's own buffers; False where there is no room for them, or it."""
         try:
-            slot = self._slot(piece)
+            slot = self._holdings.slot(piece, self._done)
         except GpuMemoryError:
             return False
         graph = graphs.kept.get(slot.ins + slot.outs)
-        if graph is None and not self._has_room():
+        if graph is None and not self._shelf.has_room():
             return False
         cuda = self._cuda
         cuda.wait(stream, self._done)
@@ -152,12 +139,12 @@ class Lane:
         if graph is None or graph.stale_at <= time.monotonic():
             cuda.record(self._done, stream)
             self._last = stream
-            self._capture(piece, graphs, slot.ins, slot.outs, stream, poison=poison)
+            self._capture(piece, graphs, slot.ins, slot.outs, stream, direct=False, poison=poison)
         else:
             if poison:
                 self._fill(piece, slot.outs, stream)
             cuda.launch(graph.handle, stream)
-            graph.used = self._tick
+            graph.used = self._shelf.tick
         for target, source, size in zip(outs, slot.outs, piece.out_bytes, strict=True):
             cuda.copy(target, source, size, stream)
         cuda.record(self._done, stream)
@@ -165,24 +152,25 @@ class Lane:
         return True
 
     def _capture(
-        self, piece: Piece, graphs: Graphs, ins: Addresses, outs: Addresses, stream: int, *, poison: bool
+        self, piece: Piece, graphs: Graphs, ins: Addresses, outs: Addresses, stream: int, *, direct: bool, poison: bool
     ) -> None:
         """Run eagerly, as must be before a capture, and keep a graph of it for the next time."""
         self._enter(stream)
         self._eager(piece, ins, outs, poison=poison)
         self._leave(stream)
-        cuda, context = self._cuda, self._contexts[piece.profile]
-        cuda.synchronize(self.stream)
-        if ins + outs not in graphs.kept:
-            self._evict()
-        addresses = dict(zip(self._rig.names, ins + outs, strict=True))
+        self._cuda.synchronize(self.stream)
+        addresses, context = ins + outs, self.context(piece)
+        if addresses not in graphs.kept:
+            self._shelf.make_room()
+        named = dict(zip(self._rig.names, addresses, strict=True))
         try:
             graphs.capture(
-                ins + outs,
-                lambda: context.execute(addresses, self.stream),
+                addresses,
+                lambda: context.execute(named, self.stream),
                 self.stream,
                 fixed=piece.fixed,
-                tick=self._tick,
+                tick=self._shelf.tick,
+                direct=direct,
             )
         except GpuFaultError:
             raise
@@ -192,43 +180,13 @@ class Lane:
         self._rig.captured()
         self._rig.on_kernels(True)
 
-    def _has_room(self) -> bool:
-        """Whether one more graph may be kept: there are fewer than may be, or the least lately used has not been used
-        for so long that its place is better given to another. (To make room at every call would cost more than it
-        saves.)"""
-        used = [graph.used for graphs in self._pieces.values() for graph in graphs.kept.values()]
-        return len(used) < self._rig.graphs or self._tick - min(used) > PATIENCE * self._rig.graphs
-
-    def _evict(self) -> None:
-        """Make room for one more graph. Nothing of this lane runs now."""
-        kept: list[tuple[Graph, Graphs, Addresses]] = [
-            (graph, graphs, addresses) for graphs in self._pieces.values() for addresses, graph in graphs.kept.items()
-        ]
-        kept.sort(key=lambda one: one[0].used)
-        for _, graphs, addresses in kept[: max(0, len(kept) - self._rig.graphs + 1)]:
-            graphs.drop(addresses)
-
     def _eager(self, piece: Piece, ins: Addresses, outs: Addresses, *, poison: bool) -> None:
         if poison:
             self._fill(piece, outs, self.stream)
-        context = self._contexts[piece.profile]
+        context = self.context(piece)
         context.set_shapes(piece.shapes)
-        with self._told_of_memory(0):
+        with self._holdings.told_of_memory(0):
             context.execute(dict(zip(self._rig.names, ins + outs, strict=True)), self.stream)
-
-    @contextmanager
-    def _told_of_memory(self, size: int) -> Iterator[None]:
-        """What TensorRT fails in is put down to memory where there is too little of it for `size` bytes more, whatever
-        its log says; and to CUDA, where CUDA has a reason of its own."""
-        try:
-            yield
-        except GpuMemoryError:
-            raise
-        except DeviceError as error:
-            self._cuda.synchronize(self.stream)
-            if self._cuda.free_memory() < size + SPARE:
-                raise GpuMemoryError(error.what, why=f"the GPU's memory is full; {error.why}", do=error.do) from error
-            raise
 
     def _enter(self, stream: int) -> None:
         """The lane's stream goes on after the last run, and after what the caller's stream has."""
@@ -249,50 +207,12 @@ class Lane:
         for address, size in zip(outs, piece.out_bytes, strict=True):
             self._cuda.fill(address, 0xFF, size, stream)
 
-    # what it holds
-
-    def _context(self, piece: Piece) -> Context:
-        context = self._contexts.get(piece.profile)
-        if context is None:
-            rig = self._rig
-            size = rig.engine.context_size(piece.profile)
-            rig.ledger.take("contexts", size)
-            try:
-                with self._told_of_memory(size):
-                    context = rig.engine.create_context(piece.profile, self.stream)
-                    self._cuda.synchronize(self.stream)
-            except BaseException:
-                rig.ledger.give("contexts", size)
-                raise
-            self._contexts[piece.profile] = context
-            rig.on_kernels(False)
-        return context
-
-    def context_of(self, piece: Piece) -> Context:
-        """For what is asked of a context itself, such as its layers' times."""
-        return self._context(piece)
-
-    def _slot(self, piece: Piece) -> Slot:
-        slot = self._slots.get(piece.profile)
-        if slot is None or not slot.fits(piece):
-            if slot is not None:
-                self._cuda.wait_on_host(self._done)
-                del self._slots[piece.profile]
-                slot.free()
-            slot = self._slots[piece.profile] = Slot(self._rig, piece, self._contexts[piece.profile])
-        return slot
-
-    def trim(self, *, keep: int | None = None) -> None:
-        """Free all graphs, and the contexts and buffers of every profile but `keep`."""
+    def trim(self) -> None:
+        """Free all graphs, contexts and buffers."""
         self._cuda.wait_on_host(self._done)
         self.held = None
-        for graphs in self._pieces.values():
-            graphs.clear()
-        for profile in [profile for profile in self._slots if profile != keep]:
-            self._slots.pop(profile).free()
-        for profile in [profile for profile in self._contexts if profile != keep]:
-            self._rig.ledger.give("contexts", self._contexts.pop(profile).size)
-        self._pieces = {piece: graphs for piece, graphs in self._pieces.items() if piece.profile == keep}
+        self._shelf.clear()
+        self._holdings.free()
 
     def close(self) -> None:
         self.trim()

@@ -7,6 +7,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
+from trtship.family.context import Context
 from trtship.session.lane import Lane
 from trtship.session.piece import Piece
 from trtship.session.pool import Pool
@@ -39,8 +40,7 @@ class Pipe:
         the ticket gives."""
         cuda, stage = self._rig.cuda, self._stages[self._next]
         with self._lanes.one() as lane:
-            lane.learn(piece)
-            slot = stage.slot_for(piece, lane)
+            slot = stage.slot_for(piece, lane.context(piece))
         in_place = slot.load(sources, self._in)
         cuda.record(stage.loaded, self._in)
         cuda.wait(self._compute, stage.loaded)
@@ -76,10 +76,10 @@ class _Stage:
         self.slot: Slot | None = None
         self.loaded, self.computed, self.done = (rig.cuda.create_event() for _ in range(3))
 
-    def slot_for(self, piece: Piece, lane: Lane) -> Slot:
+    def slot_for(self, piece: Piece, context: Context) -> Slot:
         if self.slot is None or not self.slot.fits(piece):
             self._free()
-            self.slot = Slot(self._rig, piece, lane.context_of(piece))
+            self.slot = Slot(self._rig, piece, context)
         return self.slot
 
     def _free(self) -> None:

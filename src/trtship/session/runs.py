@@ -153,7 +153,7 @@ class Runs:
         with self._lanes.one() as lane:
             lane.settle()
             for step in plan.steps:
-                lane.learn(step.piece)
+                lane.context(step.piece)
             results = targets or self._empty(call, plan)
             for step in plan.steps:
                 rows = slice(step.begin, step.begin + step.rows)
@@ -213,7 +213,7 @@ class Runs:
     def learn(self, shapes: tuple[tuple[int, ...], ...]) -> None:
         """Make what is needed to run these input shapes. Raises DeviceError."""
         with self._cuda.selected(), self._lanes.one() as lane:
-            lane.learn(self._plans.piece(shapes))
+            lane.context(self._plans.piece(shapes))
 
     def out_shapes(self, call: Call) -> dict[str, tuple[int, ...]]:
         """The outputs' shapes by name."""
@@ -233,7 +233,7 @@ class Runs:
             return
         with self._lanes.one() as lane:
             for step in plan.steps:
-                lane.learn(step.piece)
+                lane.context(step.piece)
 
     def _attempt(self, call: Call, work: Callable[[Plan], T]) -> T:
         """Do the work by the call's plan; where memory runs out, by one that takes less. Raises GpuMemoryError where

@@ -147,7 +147,7 @@ class TensorRTSession(Session):
         self.infer(feeds)  # the first run of a size may still meet kernels that are about to be replaced
         call, _ = self._call(feeds)
         with self._cuda.selected(), self._lanes.one() as lane:
-            times = lane.context_of(self._plans.piece(call.shapes)).record_layers()
+            times = lane.context(self._plans.piece(call.shapes)).record_layers()
         for _ in range(runs):
             self.infer(feeds)
         return times.medians
