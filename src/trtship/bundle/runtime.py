@@ -99,7 +99,7 @@ def start_cuda(device: int) -> None:
 
     def start() -> None:
         with suppress(MachineError):
-            if 0 <= device < len(list_gpus()):
+            if installed_families() and 0 <= device < len(list_gpus()):
                 Cuda(device)
 
     threading.Thread(target=start, name="trtship-cuda").start()

@@ -37,7 +37,10 @@ class Cuda:
         self._launch: Callable[..., Any] = rt.cudaGraphLaunch
         self._record: Callable[..., Any] = rt.cudaEventRecord
         self._wait: Callable[..., Any] = rt.cudaStreamWaitEvent
-        self.select()
+        code, before = rt.cudaGetDevice()
+        self.select()  # CUDA starts, where it had not
+        if int(code) == 0:
+            self.back(int(before))
 
     def _check(self, result: tuple[Any, ...]) -> Any:
         code, *values = result
@@ -81,15 +84,17 @@ class Cuda:
 
     def switch(self) -> int:
         """As `select`; the device that was current before, -1 where it was this one."""
-        before = int(self._rt.cudaGetDevice()[1])
+        code, before = self._rt.cudaGetDevice()
+        if code:
+            raise self.error(int(code))
         if before == self.device:
             return -1
         self.select()
-        return before
+        return int(before)
 
     def back(self, before: int) -> None:
         """Undo `switch`."""
-        if before >= 0:
+        if before >= 0 and before != self.device:
             self._rt.cudaSetDevice(before)
 
     def device_name(self) -> str:

@@ -270,9 +270,8 @@ class Runs:
             finally:
                 self._lanes.give(lane)
 
-    def close(self) -> None:
-        """Wait for those who run, and free everything. Raises DeviceError."""
-        lanes = self._lanes.close()
+    def free(self, lanes: list[Lane]) -> None:
+        """Free everything: these lanes, which nobody holds any more, too. Raises DeviceError."""
         while self._pipes:
             self._pipes.pop().close()
         for lane in lanes:

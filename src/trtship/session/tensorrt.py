@@ -76,7 +76,8 @@ class TensorRTSession(Session):
         self._cuda = Cuda(device)
         variables = family.environment(tf32=tf32)
         self.kernels = KernelStore(plan, gpu, runtime=str(family), variables=variables, digest=digest)
-        self._engine: Engine = family.load(plan, tf32=tf32, kernels=self.kernels.load())
+        with self._cuda.selected():
+            self._engine: Engine = family.load(plan, tf32=tf32, kernels=self.kernels.load())
         self.inputs = inputs or self._engine.inputs
         self.outputs = outputs or self._engine.outputs
         self.ranges = self._ranges()
@@ -239,10 +240,16 @@ class TensorRTSession(Session):
         return super()._unusable()
 
     def _release(self) -> None:
-        with suppress(DeviceError) if self._fault else self._cuda.selected():
-            self._runs.close()
-            _Keeper(self.kernels, self._engine)(True)  # with those compiled in the background
-        self._engine.close()
+        lanes = self._lanes.close()  # waits for who runs
+        if self._fault:  # CUDA takes nothing back any more
+            with suppress(DeviceError):
+                self._runs.free(lanes)
+            self._engine.close()
+            return
+        with self._cuda.selected():
+            _Keeper(self.kernels, self._engine)(True)  # with those compiled in the background, while contexts have them
+            self._runs.free(lanes)
+            self._engine.close()
 
     def __del__(self) -> None:
         if not sys.is_finalizing() and hasattr(self, "_runs"):
