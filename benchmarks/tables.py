@@ -72,7 +72,15 @@ def overhead_table() -> str:
         for r in document["rows"]
     ]
     header = ["batch", "raw, us", "session, us", "raw / session", "added to one synchronized call, us"]
-    about = "`trtship.load` on device tensors against raw `execute_async_v3` on the same plan, no CUDA graph"
+    mapped = document.get("map")
+    against = "replay of a CUDA graph of" if mapped else "`execute_async_v3` on"
+    about = f"`trtship.load` on device tensors against raw {against} the same plan{'' if mapped else ', no CUDA graph'}"
+    if mapped:
+        about += (
+            f". Host images through `session.map` at batch {mapped['batch']}: {mapped['map_plain_images_per_s']:.0f} "
+            f"images/s, {mapped['map_plain_ratio']:.3f} of raw replay "
+            f"({mapped['map_pinned_ratio']:.3f} from pinned memory)"
+        )
     return f"{rows(header, body)}\n\n{about}; {document['model']}, {document['precision']}. {where(document)}."
 
 

@@ -8,6 +8,7 @@
     |  |- GraphError                           the ONNX graph is invalid, or has an op TensorRT lacks
     |  |- ImageError                           a picture, or a folder of them, cannot be read
     |  |- InputError                           arrays that do not fit the session's inputs
+    |  |- ForkedError                          a session in a process that was forked after it was opened
     |  |- OutputError                          the result cannot be written where it was asked for
     |  `- BundleError                          the folder is no bundle, or one that must not be used
     |     |- BundleCorruptError                a file's SHA-256 is not the manifest's
@@ -18,6 +19,8 @@
     |- MachineError                  exit 3    this machine lacks something
     |  |- DependencyError                      a Python package that this step needs
     |  |- DeviceError                          a GPU, or one that this plan supports
+    |  |  |- GpuMemoryError                    the GPU's memory, or the session's share of it, is used up
+    |  |  `- GpuFaultError                     the GPU does no more work for this process
     |  `- BuildError                           TensorRT could not build, or not load, a plan
     |     `- BuildCrashed                      its process ended without a word of ours
     `- Cancelled                     exit 130  Ctrl-C, after cleaning up
@@ -87,6 +90,10 @@ class InputError(UserError):
     pass
 
 
+class ForkedError(UserError):
+    pass
+
+
 class OutputError(UserError):
     pass
 
@@ -133,6 +140,14 @@ class DependencyError(MachineError):
 
 
 class DeviceError(MachineError):
+    pass
+
+
+class GpuMemoryError(DeviceError):
+    pass
+
+
+class GpuFaultError(DeviceError):
     pass
 
 

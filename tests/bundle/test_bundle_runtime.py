@@ -33,7 +33,7 @@ class Plan(Session):
     wrong = False
     given: list[bytes]
 
-    def __init__(self, plan: bytes, family: Any, *, device: int, tf32: bool, inputs: Any, outputs: Any) -> None:
+    def __init__(self, plan: bytes, family: Any, *, inputs: Any, outputs: Any, **_: Any) -> None:
         type(self).given.append(plan)
         if self.refused:
             type(self).refused -= 1

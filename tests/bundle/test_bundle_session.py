@@ -82,12 +82,18 @@ def test_arrays_come_back_as_they_came(colours: trtship.BundleSession) -> None:
     np.testing.assert_allclose(from_numpy, x.mean((2, 3)), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("batch", [1, 5])
-def test_arrays_outside_the_plans_range_are_refused_wherever_they_run(
-    colours: trtship.BundleSession, batch: int
-) -> None:
+def test_a_batch_below_the_plans_range_is_refused_wherever_it_runs(colours: trtship.BundleSession) -> None:
     with pytest.raises(InputError, match="outside 2:3:4"):
-        colours(np.zeros((batch, 3, 8, 8), np.float32))
+        colours(np.zeros((1, 3, 8, 8), np.float32))
+
+
+@pytest.mark.parametrize("batch", [5, 8, 9, 11])
+def test_a_batch_above_the_plans_range_is_run_in_parts(colours: trtship.BundleSession, batch: int) -> None:
+    x = np.random.default_rng(batch).random((batch, 3, 8, 8), np.float32)
+    np.testing.assert_allclose(colours(x), x.mean((2, 3)), rtol=0, atol=1e-6)
+    tensor = colours(torch.from_numpy(x))
+    assert isinstance(tensor, torch.Tensor)
+    np.testing.assert_allclose(tensor.numpy(), x.mean((2, 3)), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("wrong", [[], (), 7, [7], b"red.png", [None], [np.zeros((3, 8, 8), np.float32)]])

@@ -75,6 +75,7 @@ def test_every_release_publishes_every_name_but_those_of_rtx_alone() -> None:
         "ComputeCapability", "CURRENT", "num_compute_capabilities", "set_compute_capability",
         "create_runtime_cache", "create_runtime_config", "deserialize", "reset", "serialize",
         "set_execution_context_allocation_strategy", "set_runtime_cache",
+        "dynamic_shapes_kernel_specialization_strategy",
     }  # fmt: skip
 
 

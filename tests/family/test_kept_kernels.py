@@ -53,6 +53,9 @@ class FakeEngine:
     def create_runtime_config(self) -> Settings:
         return Settings()
 
+    def get_device_memory_size_for_profile_v2(self, profile: int) -> int:
+        return 4
+
     def create_execution_context(self, made_from: Any) -> Any:
         return None if isinstance(made_from, self._refuses) else made_from
 
@@ -71,32 +74,31 @@ class Nothing:
 
 def test_contexts_get_the_kernels_that_were_kept() -> None:
     found = engine(refuses=Nothing)
-    found.prepare(0, 0)
+    found.create_context(0, 0)
     assert found.kernels.serialized() == b"kernels"
     assert not found.kernels.discarded
 
 
 def test_kernels_that_this_machine_cannot_use_are_left_out() -> None:
     found = engine(refuses=Nothing, saved=b"old kernels")
-    found.prepare(0, 0)
+    found.create_context(0, 0)
     assert found.kernels.serialized() == b""
 
 
 def test_a_context_that_cannot_be_made_with_kept_kernels_is_made_without() -> None:
     found = engine(refuses=Settings)
-    found.prepare(0, 0)
-    assert found.is_prepared(0)
+    found.create_context(0, 0)
     assert found.kernels.discarded
     assert found.kernels.serialized() == b""
 
 
 def test_a_context_that_cannot_be_made_at_all_is_an_error() -> None:
     with pytest.raises(DeviceError, match="could not create an execution context"):
-        engine(refuses=object).prepare(0, 0)
+        engine(refuses=object).create_context(0, 0)
 
 
 def test_a_tensorrt_without_a_runtime_cache_keeps_none() -> None:
     found = engine(refuses=Settings, has_cache=False)
-    found.prepare(0, 0)
+    found.create_context(0, 0)
     assert found.kernels.serialized() == b""
     assert not found.kernels.discarded

@@ -110,9 +110,13 @@ def test_tensors_that_are_not_contiguous_give_the_same(swin_t: Deployed) -> None
         )
 
 
-def test_batches_outside_the_profile_are_refused(swin_t: Deployed) -> None:
-    with trtship.load(swin_t("fp16")) as session, pytest.raises(InputError, match="outside 1:8:32"):
-        session(np.zeros((33, 3, 224, 224), np.float32))
+def test_a_batch_beyond_the_profile_is_run_in_parts(swin_t: Deployed) -> None:
+    images = np.random.default_rng(6).standard_normal((37, 3, 224, 224), dtype=np.float32)
+    with trtship.load(swin_t("fp16")) as session:
+        parts = np.concatenate([session(images[:32]), session(images[32:])])
+        assert_same(session(images), parts, swin_t("fp16"))
+        with pytest.raises(InputError, match="outside 1:8:32"):
+            session(images[:0])
 
 
 def test_threads_take_turns(swin_t: Deployed) -> None:

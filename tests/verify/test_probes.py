@@ -78,7 +78,7 @@ def attacked(defect: Defect, reference: Reference = REFERENCE) -> dict[str, Verd
         return opened[-1]
 
     verdicts = attack(open_session, reference, subject="plan", ranges=RANGE, bound=BOUND)
-    assert all(session._closed for session in opened)
+    assert all(session.unusable for session in opened)
     return {v.gate: v for v in verdicts}
 
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
@@ -23,6 +24,8 @@ MANIFEST = "manifest.json"
 REPORT = "report.html"
 SIGNATURE = "model.sig"
 """Over all other files, where there is one (`trtship.bundle.signature`): no file of the manifest's."""
+HASHING = 4
+"""Threads; hashlib lets others run meanwhile."""
 T = TypeVar("T")
 
 
@@ -54,9 +57,10 @@ class Bundle(msgspec.Struct, frozen=True):
             ) from error
         bundle = Bundle(folder, read_manifest(data, where=str(folder / MANIFEST)))
         try:
-            with progress.stage("check hashes", folder.name):
-                for name in bundle.manifest.files:
-                    bundle._check(name, sha256_of, lambda digest: digest)
+            with progress.stage("check hashes", folder.name), ThreadPoolExecutor(HASHING) as threads:
+                jobs = [threads.submit(bundle._check, n, sha256_of, str) for n in bundle.manifest.files]
+                for job in jobs:
+                    job.result()
         except BundleCorruptError:
             if not (folder / MANIFEST).is_file() or (folder / MANIFEST).read_bytes() == data:
                 raise

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -13,12 +15,14 @@ from PIL import Image
 
 from trtship.bundle.bundle import Bundle
 from trtship.bundle.first_check import check_first, needs_first_check
-from trtship.bundle.runtime import Runtime, open_session
+from trtship.bundle.runtime import PlanOptions, Runtime, open_session, start_cuda
 from trtship.bundle.signature import Trust, open_trusted
 from trtship.errors import InputError
 from trtship.preprocess import preprocess_images
 from trtship.progress import SILENT, Progress
+from trtship.session.arrays import kind_of
 from trtship.session.base import Array, Session, is_torch
+from trtship.session.memory import Memory
 from trtship.spec import batch_range
 
 Pictures: TypeAlias = Any
@@ -35,7 +39,8 @@ class Guess(msgspec.Struct, frozen=True):
 
 
 class BundleSession(Session):
-    """A bundle's model, running. Call it with arrays (`[B, C, H, W]`, numpy or torch), or with pictures.
+    """A bundle's model, running. Call it with arrays (`[B, C, H, W]`; numpy, torch, CuPy, JAX, or what else speaks
+    DLPack or `__cuda_array_interface__`), or with pictures.
 
     `runtime` says what runs and why; `bundle` is what was loaded. Inputs, outputs and the sizes that are taken are
     those of the bundle's plan, whatever runs: what works here works where the plan does.
@@ -46,22 +51,65 @@ class BundleSession(Session):
         m = bundle.manifest
         self.inputs, self.outputs, self.ranges = m.plan_inputs, m.plan_outputs, m.ranges
         self.runtime = f"{session.runtime}: {why}"
+        same = (session.inputs, session.outputs) == (self.inputs, self.outputs)
+        self._checks = not (same and dict(session.ranges) == dict(self.ranges))
+        """Whether the arrays are to be checked here: else what runs them does so."""
 
-    def __call__(self, images: Pictures | Array | Mapping[str, Array]) -> Any:
+    def __call__(self, images: Pictures | Array | Mapping[str, Array], *, out: Any = None) -> Any:
         """Arrays in the order and kind they came in: one array for a model of one output, else a dict by name.
 
         Takes an array for a model of one input, a mapping of arrays for any, or pictures (paths, PIL images, or a
-        sequence of them), which are preprocessed and run in batches that the plan takes. Raises InputError,
-        ImageError.
+        sequence of them), which are preprocessed and run in batches that the plan takes. `out` is where to write the
+        results of arrays, as in `infer`. Raises InputError, ImageError, OutputError.
         """
+        if kind_of(images) is not None:
+            return self._unwrap(self.infer(self._named(images), out=out))
         if isinstance(images, Mapping):
-            return self._unwrap(self.infer(images))
-        if is_torch(images) or isinstance(images, np.ndarray):
-            if len(self.inputs) != 1:
-                names = ", ".join(spec.name for spec in self.inputs)
-                raise InputError("this model has several inputs", why=names, do="pass a dict of arrays by name")
-            return self._unwrap(self.infer({self.inputs[0].name: images}))
+            return self._unwrap(self.infer(images, out=out))
+        if out is not None:
+            raise InputError(
+                "out= is for arrays", why="these are pictures", do="preprocess them first, or leave it out"
+            )
         return self._run_pictures(self.preprocess(images))
+
+    def infer(self, feeds: Mapping[str, Array], *, out: Array | Mapping[str, Array] | None = None) -> dict[str, Array]:
+        return super().infer(feeds, out=out) if self._checks else self._session.infer(feeds, out=out)
+
+    async def ainfer(self, images: Pictures | Array | Mapping[str, Array], *, out: Any = None) -> Any:
+        """As calling it, without keeping the event loop from its other work: pictures are read and preprocessed in a
+        thread too. Cancelling it forgets the results; a run that has begun comes to its end."""
+        if kind_of(images) is None and not isinstance(images, Mapping):
+            work = partial(self, images, out=out)
+            return await asyncio.get_running_loop().run_in_executor(self._executor(), work)
+        feeds = images if isinstance(images, Mapping) else self._named(images)
+        running = super().ainfer(feeds, out=out) if self._checks else self._session.ainfer(feeds, out=out)
+        return self._unwrap(await running)
+
+    def map(self, batches: Iterable[Any], *, ahead: int = 2) -> Iterator[Any]:
+        """What calling it gives for each of `batches` (arrays, mappings of arrays, or lists of pictures), in order,
+        while up to `ahead` more are taken and run. What an item raises is raised in its turn."""
+        feeds = map(self._feeds, batches)
+        found = super().map(feeds, ahead=ahead) if self._checks else self._session.map(feeds, ahead=ahead)
+        for outputs in found:
+            yield self._unwrap(outputs)
+
+    def warm_up(self, batches: Sequence[int] | None = None) -> None:
+        self._session.warm_up(batches) if not self._checks else super().warm_up(batches)
+
+    @property
+    def memory(self) -> Memory:
+        return self._session.memory
+
+    def _feeds(self, images: Pictures | Array | Mapping[str, Array]) -> Mapping[str, Array]:
+        if isinstance(images, Mapping):
+            return images
+        return self._named(images if kind_of(images) is not None else self.preprocess(images))
+
+    def _named(self, array: Array) -> dict[str, Array]:
+        if len(self.inputs) != 1:
+            names = ", ".join(spec.name for spec in self.inputs)
+            raise InputError("this model has several inputs", why=names, do="pass a dict of arrays by name")
+        return {self.inputs[0].name: array}
 
     def preprocess(self, images: Pictures) -> Any:
         """Pictures as the model's input, float32 [B, C, H, W] (the plan's own dtype where that is another)."""
@@ -87,9 +135,7 @@ class BundleSession(Session):
     def classify(self, images: Pictures, *, top: int = 5) -> list[list[Guess]]:
         """The `top` likeliest classes of each picture, likeliest first. Raises InputError for a model that is no
         classifier (its output is not [B, classes])."""
-        logits = self(images)
-        if is_torch(logits):
-            logits = logits.float().cpu().numpy()
+        logits = _on_host(self(images))
         if not isinstance(logits, np.ndarray) or logits.ndim != 2:
             raise InputError(
                 "this model is no classifier",
@@ -126,6 +172,13 @@ class BundleSession(Session):
         self._session.close()
 
 
+def _on_host(array: Any) -> Any:
+    """An array as numpy's, from wherever it is."""
+    if is_torch(array):
+        return array.float().cpu().numpy()
+    return array.get() if hasattr(array, "get") and hasattr(array, "device") else np.asarray(array)
+
+
 def load(
     bundle: str | Path | Bundle,
     *,
@@ -133,6 +186,9 @@ def load(
     family: str | None = None,
     device: int = 0,
     rebuild: bool = True,
+    max_contexts: int = 2,
+    memory_limit: float | None = None,
+    graphs: int = 32,
     verify_key: str | Path | None = None,
     verify_certificates: Sequence[str | Path] = (),
     progress: Progress = SILENT,
@@ -144,16 +200,26 @@ def load(
     cache, unless `rebuild=False`. A plan that is not known to be right on this machine runs the bundle's reference
     rows once before it is yours (`needs_first_check`).
 
+    A plan runs at most `max_contexts` calls at once, and others wait; each of these has activation memory of its own.
+    `memory_limit` bounds the GPU memory that it takes, in MiB (`session.memory` tells it); where memory runs out,
+    batches are run in smaller parts, and a RuntimeWarning says so. `graphs` is how many CUDA graphs a context keeps, 0
+    for none.
+
     With `verify_key`, the PEM file of a public key, or `verify_certificates`, the bundle must bear a valid signature
     (`trtship sign`), which is checked before anything else.
 
     Raises BundleError and MachineError (and their subclasses), GateError where the plan's outputs are not the model's.
     """
     trust = Trust.of(verify_key, verify_certificates)
+    if runtime != "onnxruntime":
+        start_cuda(device)
     if trust is not None or not isinstance(bundle, Bundle):
         bundle = open_trusted(bundle.folder if isinstance(bundle, Bundle) else bundle, trust, progress=progress)
     opened = bundle
-    chosen = open_session(opened, runtime=runtime, family=family, device=device, rebuild=rebuild, progress=progress)
+    options = PlanOptions(max_contexts=max_contexts, memory_limit=memory_limit, graphs=graphs)
+    chosen = open_session(
+        opened, runtime=runtime, family=family, device=device, rebuild=rebuild, options=options, progress=progress
+    )
     if needs_first_check(opened, chosen):
         check_first(opened, chosen.session, progress=progress)
     return BundleSession(opened, chosen.session, chosen.why)

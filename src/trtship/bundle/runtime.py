@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -10,9 +13,9 @@ import msgspec
 from trtship.bundle.bundle import Bundle
 from trtship.cache import Cache
 from trtship.engine import plan_apart, sturdy_plan
-from trtship.errors import DeviceError, MachineError
+from trtship.errors import DeviceError, GpuMemoryError, MachineError
 from trtship.family import Family, choose_family, installed_families
-from trtship.gpu import list_gpus
+from trtship.gpu import Gpu, list_gpus
 from trtship.progress import SILENT, Progress
 from trtship.session.base import Session
 from trtship.session.cuda import Cuda
@@ -35,6 +38,14 @@ class Chosen(msgspec.Struct, frozen=True):
         return isinstance(self.session, TensorRTSession)
 
 
+class PlanOptions(msgspec.Struct, frozen=True):
+    """How a plan is run: as `TensorRTSession` has them."""
+
+    max_contexts: int = 2
+    memory_limit: float | None = None
+    graphs: int = 32
+
+
 def open_session(
     bundle: Bundle,
     *,
@@ -42,6 +53,7 @@ def open_session(
     family: str | None = None,
     device: int = 0,
     rebuild: bool = True,
+    options: PlanOptions = PlanOptions(),  # noqa: B008 - it is immutable
     progress: Progress = SILENT,
 ) -> Chosen:
     """The best session that this machine can run: TensorRT where there is a GPU, else onnxruntime on the fp32 graph.
@@ -51,15 +63,17 @@ def open_session(
     """
     if runtime == "onnxruntime":
         return _onnxruntime(bundle, "as asked")
+    gpus = list_gpus()
+    opening = _Opening(bundle, family, device, gpus, options, progress)
     if runtime == "tensorrt":
-        return _tensorrt(bundle, family, device, rebuild, progress)
-    if not list_gpus():
+        return _tensorrt(opening, rebuild)
+    if not gpus:
         return _onnxruntime(bundle, "no NVIDIA GPU here")
     if not installed_families():
         return _onnxruntime(bundle, "there is an NVIDIA GPU, but no TensorRT: pip install 'trtship[rtx]'")
-    _check_device(device)
+    _check_device(device, gpus)
     try:
-        return _tensorrt(bundle, family, device, rebuild, progress)
+        return _tensorrt(opening, rebuild)
     except MachineError as error:
         if isinstance(error, DeviceError) and not rebuild:
             raise
@@ -68,11 +82,34 @@ def open_session(
         return _onnxruntime(bundle, why)
 
 
-def _check_device(device: int) -> None:
-    if not 0 <= device < len(list_gpus()):
+class _Opening(msgspec.Struct, frozen=True):
+    """What is to be opened, and where."""
+
+    bundle: Bundle
+    family: str | None
+    device: int
+    gpus: tuple[Gpu, ...]
+    options: PlanOptions
+    progress: Progress
+
+
+def start_cuda(device: int) -> None:
+    """Make CUDA start in a thread, which takes a third of a second, while the caller checks hashes. What goes wrong is
+    told by whoever uses it next."""
+
+    def start() -> None:
+        with suppress(MachineError):
+            if installed_families() and 0 <= device < len(list_gpus()):
+                Cuda(device)
+
+    threading.Thread(target=start, name="trtship-cuda").start()
+
+
+def _check_device(device: int, gpus: tuple[Gpu, ...]) -> None:
+    if not 0 <= device < len(gpus):
         raise DeviceError(
             f"there is no GPU {device} here",
-            why=f"{len(list_gpus())} NVIDIA GPU(s) found, counted from 0",
+            why=f"{len(gpus)} NVIDIA GPU(s) found, counted from 0",
             do="trtship doctor lists them",
         )
 
@@ -86,24 +123,31 @@ def _onnxruntime(bundle: Bundle, why: str) -> Chosen:
     return Chosen(session, why, own_plan=False)
 
 
-def _tensorrt(bundle: Bundle, wanted: str | None, device: int, rebuild: bool, progress: Progress) -> Chosen:
-    manifest = bundle.manifest
+def _tensorrt(opening: _Opening, rebuild: bool) -> Chosen:
+    bundle, manifest = opening.bundle, opening.bundle.manifest
     present = installed_families()
-    if not list_gpus():
+    if not opening.gpus:
         raise DeviceError(
             "no NVIDIA GPU here", why="a plan runs on a GPU only", do='use runtime="onnxruntime", or another machine'
         )
-    _check_device(device)
-    Cuda(device)  # where CUDA itself does not work, no other plan would
-    name = wanted or (manifest.family if manifest.family in present else None)
-    family, _ = choose_family(name, tf32=manifest.precision.tf32)
+    _check_device(opening.device, opening.gpus)
+    with ThreadPoolExecutor(1) as reader:
+        reading = reader.submit(bundle.read, manifest.plan)  # while CUDA starts and TensorRT is imported
+        with opening.progress.stage("start CUDA"):
+            Cuda(opening.device)  # where CUDA itself does not work, no other plan would
+        name = opening.family or (manifest.family if manifest.family in present else None)
+        with opening.progress.stage("import TensorRT"):
+            family, _ = choose_family(name, tf32=manifest.precision.tf32)
+        data = reading.result()
     misfit = ""
     if (family.name, family.version) != (manifest.family, manifest.family_version):
         misfit = f"it was built with {manifest.family} {manifest.family_version}, and here is {family}"
     else:
         try:
-            data = bundle.read(manifest.plan)
-            return Chosen(_session(bundle, data, family, device, progress), "the bundle's own plan", own_plan=True)
+            digest = manifest.files[manifest.plan]
+            return Chosen(_session(opening, data, family, digest), "the bundle's own plan", own_plan=True)
+        except GpuMemoryError:
+            raise  # a rebuilt plan would take as much
         except DeviceError as error:
             misfit = f"{family} could not load it here: {error.why}"
     if not rebuild:
@@ -112,24 +156,33 @@ def _tensorrt(bundle: Bundle, wanted: str | None, device: int, rebuild: bool, pr
             why=misfit,
             do="allow a rebuild (rebuild=True), or deploy on this machine",
         )
-    data = _rebuilt(bundle, family, device, misfit, progress)
-    return Chosen(
-        _session(bundle, data, family, device, progress), f"a plan rebuilt here, since {misfit}", own_plan=False
-    )
+    data = _rebuilt(bundle, family, opening.gpus[opening.device], misfit, opening.progress)
+    return Chosen(_session(opening, data, family, None), f"a plan rebuilt here, since {misfit}", own_plan=False)
 
 
-def _session(bundle: Bundle, plan: bytes, family: Family, device: int, progress: Progress) -> Session:
-    m = bundle.manifest
-    with progress.stage("load the plan", "TensorRT for RTX compiles its kernels now" if family.is_rtx else ""):
+def _session(opening: _Opening, plan: bytes, family: Family, digest: str | None) -> Session:
+    """`digest` is the plan's SHA-256, where it is known."""
+    m, options = opening.bundle.manifest, opening.options
+    detail = "TensorRT for RTX compiles its kernels now" if family.is_rtx else ""
+    with opening.progress.stage("load the plan", detail):
         return TensorRTSession(
-            plan, family, device=device, tf32=m.precision.tf32, inputs=m.plan_inputs, outputs=m.plan_outputs
+            plan,
+            family,
+            device=opening.device,
+            tf32=m.precision.tf32,
+            inputs=m.plan_inputs,
+            outputs=m.plan_outputs,
+            digest=digest,
+            gpu=opening.gpus[opening.device],
+            max_contexts=options.max_contexts,
+            memory_limit=options.memory_limit,
+            graphs=options.graphs,
         )
 
 
-def _rebuilt(bundle: Bundle, family: Family, device: int, why: str, progress: Progress) -> bytes:
+def _rebuilt(bundle: Bundle, family: Family, gpu: Gpu, why: str, progress: Progress) -> bytes:
     """A plan for this machine from the bundle's ONNX graph, kept in the user's cache."""
     m = bundle.manifest
-    gpu = list_gpus()[device]
     graph_files = {name: digest for name, digest in m.files.items() if name.startswith(m.precision_graph)}
     inputs = {
         "graph": graph_files,

@@ -1,16 +1,13 @@
-"""A loaded plan: what goes in, what comes out, and an execution context for each of its profiles in use."""
+"""A loaded plan: what goes in, what comes out, and the execution contexts that run it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-from trtship.errors import DeviceError
-from trtship.family.context import Context
+from trtship.family.context import Context, refused
 from trtship.family.kernels import Kernels
-from trtship.family.layer_times import LayerTimes, profiler_of
 from trtship.family.logger import recording
-from trtship.family.profiles import Profile, Shapes
+from trtship.family.profiles import Profile
 from trtship.family.tf32 import environment
 from trtship.spec import ShapeRange, TensorSpec
 
@@ -25,10 +22,15 @@ _DTYPES = {
     "BOOL": "bool",
 }
 
+_CONTEXT_SIZE = ("get_device_memory_size_for_profile_v2", "get_device_memory_size_for_profile")
+"""The newer name, and that of TensorRT 10.0."""
+_STAT, _STATS = "get_engine_stat", "EngineStat"
+"""Full TensorRT has them from 10.13 on."""
+
 
 class Engine:
-    """Wraps `ICudaEngine` and an `IExecutionContext` for each of its optimization profiles that is in use. Keep it away
-    from other threads, or lock around it.
+    """Wraps `ICudaEngine`. Threads share it; contexts are created one at a time, since they need the environment of the
+    process as it was when the plan was built.
 
     `inputs` and `outputs` have the plan's own shapes, a dynamic size written as a letter; sizes that the plan does
     not tell apart get a letter each. `profiles` has what each takes: one that was built for a single size runs faster
@@ -36,12 +38,18 @@ class Engine:
     """
 
     def __init__(
-        self, module: Any, engine: Any, runtime: Any, *, variables: dict[str, str], kernels: bytes = b""
+        self,
+        module: Any,
+        engine: Any,
+        runtime: Any,
+        *,
+        variables: dict[str, str],
+        kernels: bytes = b"",
+        plan_size: int = 0,
     ) -> None:
         self._module, self._engine, self._runtime, self._variables = module, engine, runtime, variables
+        self._plan_size = plan_size
         self.kernels = Kernels(module, engine, kernels)
-        self._contexts: dict[int, Context] = {}
-        self._active: Context | None = None
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
         is_input = {n: engine.get_tensor_mode(n) == module.TensorIOMode.INPUT for n in names}
         self.inputs = tuple(self._spec(n) for n in names if is_input[n])
@@ -68,57 +76,49 @@ class Engine:
             max=max(profile[name][2][axis] for profile in self.profiles),
         )
 
-    def is_prepared(self, profile: int) -> bool:
-        return profile in self._contexts
+    def is_fixed(self, profile: int) -> bool:
+        """Whether a profile takes one size only."""
+        return all(low == high for low, _, high in self.profiles[profile].values())
 
-    def prepare(self, profile: int, stream: int) -> None:
-        """Create the execution context for a profile. TensorRT for RTX compiles the kernels here that are not among
-        `kernels`: seconds. The context is ready when what was enqueued on `stream` is done. Raises DeviceError."""
-        if profile in self._contexts:
-            return
+    def context_size(self, profile: int) -> int:
+        """Bytes of GPU memory that a context for this profile takes for its activations."""
+        asked = next(found for name in _CONTEXT_SIZE if (found := getattr(self._engine, name, None)))
+        return int(asked(profile))
+
+    @property
+    def size(self) -> int:
+        """Bytes of its weights on the GPU; that of the plan where TensorRT does not tell."""
+        asked, kinds = (getattr(owner, name, None) for owner, name in ((self._engine, _STAT), (self._module, _STATS)))
+        found = int(asked(kinds.TOTAL_WEIGHTS_SIZE)) if asked and kinds else 0
+        return found if found > 0 else self._plan_size
+
+    def create_context(self, profile: int, stream: int) -> Context:
+        """An execution context for a profile, ready when what was enqueued on `stream` is done. TensorRT for RTX
+        compiles the kernels here that are not among `kernels`: seconds. Raises GpuMemoryError, DeviceError.
+
+        A context is for one thread at a time; each has memory of its own.
+        """
         module, several = self._module, len(self.profiles) > 1
         strategy = module.ExecutionContextAllocationStrategy.STATIC
         if several:  # else each context would take the memory of the largest profile
             strategy = module.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE
+        chosen, fixed = (profile if several else None), self.is_fixed(profile)
         with environment(self._variables), recording(module) as log:
-            context = self._context(strategy, profile if several else None, stream)
+            context = self._context(strategy, chosen, stream, fixed=fixed)
             if context is None:  # an older runtime's kernels, say: the plan itself has all that it needs
-                self.kernels.discard()
-                context = self._context(strategy, profile if several else None, stream)
+                context = self._context(strategy, chosen, stream, fixed=fixed, kept=False)
+                if context is not None:
+                    self.kernels.discard()
         if context is None:
-            reasons = [line[4:] for line in log if line.startswith(("[E]", "[F]"))]
-            raise DeviceError(
-                "TensorRT could not create an execution context",
-                why=reasons[-1] if reasons else "it gave no reason; most often the GPU has too little free memory",
-                do="free GPU memory, or rebuild with a smaller maximum batch",
-            )
-        self._contexts[profile] = Context(context, tuple(spec.name for spec in self.outputs))
+            raise refused("TensorRT could not create an execution context", log)
+        return Context(module, context, tuple(spec.name for spec in self.outputs), size=self.context_size(profile))
 
-    def _context(self, strategy: Any, profile: int | None, stream: int) -> Any:
+    def _context(self, strategy: Any, profile: int | None, stream: int, *, fixed: bool, kept: bool = True) -> Any:
         """An `IExecutionContext` with its profile chosen; None where TensorRT could not."""
-        context = self.kernels.create_context(strategy)
+        context = self.kernels.create_context(strategy, fixed=fixed, kept=kept)
         if context is None or profile is None or context.set_optimization_profile_async(profile, stream):
             return context
         return None
-
-    def set_shapes(self, shapes: Shapes, profile: int) -> dict[str, tuple[int, ...]]:
-        """Choose a prepared profile and set the input shapes; returns the output shapes. Raises InputError for shapes
-        that TensorRT does not take."""
-        self._active = self._contexts[profile]
-        return self._active.set_shapes(shapes)
-
-    def execute(self, addresses: Mapping[str, int], stream: int) -> None:
-        """Enqueue one inference on a CUDA stream; `addresses` are device pointers of every input and output."""
-        assert self._active is not None, "shapes are set before the plan is run"
-        self._active.execute(addresses, stream)
-
-    def record_layers(self) -> LayerTimes:
-        """The times of each layer at every run from now on, of the profile whose shapes are set. TensorRT waits for
-        every layer then, so that a run takes longer than the sum."""
-        assert self._active is not None, "shapes are set before layers are timed"
-        times = LayerTimes()
-        self._active.record(profiler_of(self._module, times))
-        return times
 
     def layer_information(self) -> str:
         """What TensorRT's inspector tells of the plan's layers, as JSON text; names alone unless it was built with
@@ -127,9 +127,7 @@ class Engine:
         return str(inspector.get_engine_information(self._module.LayerInformationFormat.JSON))
 
     def close(self) -> None:
-        """Free the contexts and their kernels, then the engine, then the runtime."""
-        self._active = None
-        self._contexts.clear()
+        """Free the kernels, then the engine, then the runtime; after its contexts."""
         self.kernels.close()
         self._engine = None
         self._runtime = None

@@ -10,7 +10,8 @@ from typing import Any
 
 import msgspec
 
-from trtship.errors import BuildError, DependencyError, DeviceError, SpecError
+from trtship.errors import BuildError, DependencyError, SpecError
+from trtship.family.context import refused
 from trtship.family.engine import Engine
 from trtship.family.logger import logger_of, recording
 from trtship.family.profiles import Profile
@@ -194,12 +195,19 @@ class Family:
                 engine = None
         if engine is None:
             reasons = [line[4:] for line in log if line.startswith(("[E]", "[F]"))]
-            raise DeviceError(
+            raise type(refused("", log))(  # GpuMemoryError, or DeviceError
                 f"{self} cannot load this plan here",
                 why=reasons[0] if reasons else "it gave no reason",
                 do="trtship doctor shows what this machine has; trtship.load rebuilds a plan that does not fit",
             )
-        return Engine(self.module, engine, runtime, variables=self.environment(tf32=tf32), kernels=kernels)
+        return Engine(
+            self.module,
+            engine,
+            runtime,
+            variables=self.environment(tf32=tf32),
+            kernels=kernels,
+            plan_size=len(plan),
+        )
 
 
 def progress_monitor(module: Any, on_step: StepCallback) -> Any:

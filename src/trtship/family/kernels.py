@@ -13,7 +13,7 @@ class Kernels:
     def __init__(self, module: Any, engine: Any, saved: bytes) -> None:
         """`saved` is what `serialized` gave before, or nothing; it must be bytes whose hash was checked. What this
         GPU, TensorRT or CUDA cannot use, TensorRT leaves out."""
-        self._engine, self._cache = engine, None
+        self._module, self._engine, self._cache = module, engine, None
         self.discarded = False
         if hasattr(module, "IRuntimeCache"):
             settings = engine.create_runtime_config()
@@ -21,12 +21,20 @@ class Kernels:
             if saved and not self._cache.deserialize(saved):
                 self._cache.reset()
 
-    def create_context(self, strategy: Any) -> Any:
-        """An `IExecutionContext` of this memory strategy, or None where TensorRT could not make one: its log tells."""
-        if self._cache is None:
+    def create_context(self, strategy: Any, *, fixed: bool = False, kept: bool = True) -> Any:
+        """An `IExecutionContext` of this memory strategy, or None where TensorRT could not make one: its log tells.
+
+        `fixed`: it will see one size only, so that TensorRT for RTX compiles the kernels for that size when it first
+        meets it, in place of running generic ones until others are compiled in the background. `kept=False`: without
+        the kernels that were kept.
+        """
+        if self._cache is None or not kept:
             return self._engine.create_execution_context(strategy)
         settings = self._engine.create_runtime_config()
         settings.set_execution_context_allocation_strategy(strategy)
+        strategies = getattr(self._module, "DynamicShapesKernelSpecializationStrategy", None)
+        if fixed and strategies is not None:
+            settings.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
         if not settings.set_runtime_cache(self._cache):
             return self._engine.create_execution_context(strategy)
         return self._engine.create_execution_context(settings)

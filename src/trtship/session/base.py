@@ -1,22 +1,38 @@
 """What runs tensors: one protocol over torch, onnxruntime and TensorRT.
 
 A backend sets `runtime`, `inputs`, `outputs` (and `ranges`, where it accepts only some sizes) and overrides `_run`;
-everything that a caller can get wrong is checked here, once.
+everything that a caller can get wrong is checked here, once for each combination of dtypes, shapes and places.
 """
 
 from __future__ import annotations
 
+import asyncio
 import sys
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
+import threading
+from abc import ABC
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from types import TracebackType
-from typing import Any, Self, TypeAlias
+from typing import Any, Self
 
-from trtship.errors import InputError
-from trtship.spec import ShapeRange, TensorSpec
+import numpy as np
 
-Array: TypeAlias = Any
-"""A numpy array or a torch tensor. (Neither package is imported to say so.)"""
+from trtship.errors import ForkedError, InputError, OutputError, TrtshipError
+from trtship.session.arrays import NUMPY, Array, kind_of
+from trtship.session.call import Call
+from trtship.session.checks import checked, out_fault, refusal
+from trtship.session.forks import FORKED, watch
+from trtship.session.mapping import Done, Pending, in_order
+from trtship.session.memory import Memory
+from trtship.session.split import splits_by
+from trtship.spec import ShapeRange, TensorSpec, batch_letter
+
+__all__ = ["Array", "Session", "dtype_name", "is_torch"]
+
+CLOSED = "closed"
+CALLS = 256
+"""Combinations of dtypes, shapes and places that are remembered."""
 
 
 def is_torch(array: Array) -> bool:
@@ -33,8 +49,9 @@ def dtype_name(array: Array) -> str:
 class Session(ABC):
     """Runs named tensors through a model; a context manager.
 
-    numpy arrays in, numpy arrays out; torch tensors in, torch tensors out on the same device, never by way of the
-    host. Nothing is converted: a wrong dtype or shape is refused.
+    Results are of the caller's kind: numpy arrays in, numpy arrays out; torch, CuPy and JAX arrays in, the same out, on
+    the same device, never by way of the host. Nothing is converted: a wrong dtype or shape is refused. A batch beyond
+    the largest that is taken is run in parts, where a row of the inputs makes a row of the outputs.
     """
 
     runtime: str
@@ -48,30 +65,89 @@ class Session(ABC):
     poison: bool = False
     """Set it to fill that memory with bytes of 0xFF before each run: NaN in every floating type, -1 in integers. What
     a run leaves unwritten is then seen."""
+    unusable: str = ""
+    """Empty while it may be called; "closed", "forked", or what became of its GPU."""
 
-    _closed = False
+    workers: int = 1
+    """Threads that `ainfer` may use."""
 
-    def infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """Outputs by name. Raises InputError, with the specs in it, when `feeds` are not what `inputs` say."""
-        if self._closed:
-            raise InputError("this session is closed", why="infer() was called after close()", do="open another one")
-        self._check_names(feeds)
-        self._check_kinds(feeds)
-        self._check_sizes(feeds)
-        return self._run(feeds)
+    _calls: dict[Any, Call]
+    _of: tuple[Any, Any] = (None, None)
+    _names: tuple[str, ...] = ()
+    _threads: ThreadPoolExecutor | None = None
+    _opening: threading.Lock
 
-    @abstractmethod
+    def __new__(cls, *_: Any, **__: Any) -> Self:
+        self = super().__new__(cls)  # backends need not call an __init__ of ours
+        self._calls = {}
+        self._opening = threading.Lock()
+        watch(self)
+        return self
+
+    def infer(self, feeds: Mapping[str, Array], *, out: Array | Mapping[str, Array] | None = None) -> dict[str, Array]:
+        """Outputs by name. `out` is an array for the one output, or arrays by name, of the inputs' kind and place, to
+        write the results into; they are what is returned.
+
+        On a GPU the work is ordered on the caller's current stream, as that of any operator is.
+
+        Raises InputError, with the specs in it, when `feeds` are not what `inputs` say; OutputError for an `out` that
+        does not fit; GpuFaultError from the moment that the GPU does no more work; ForkedError.
+        """
+        call, arrays = self._call(feeds)
+        return self._start(call, arrays, out)()
+
+    async def ainfer(
+        self, feeds: Mapping[str, Array], *, out: Array | Mapping[str, Array] | None = None
+    ) -> dict[str, Array]:
+        """As `infer`, without keeping the event loop from its other work. Cancelling it forgets the results; a run that
+        has begun comes to its end."""
+        call, arrays = self._call(feeds)
+        work = self._start(call, arrays, out)
+        return await asyncio.get_running_loop().run_in_executor(self._executor(), work)
+
+    def map(self, batches: Iterable[Mapping[str, Array]], *, ahead: int = 2) -> Iterator[dict[str, Array]]:
+        """The outputs of each of `batches`, in order. A plan on a GPU takes and runs up to `ahead` more meanwhile:
+        copies to and from the GPU go on beside the computing. An array may be filled anew once the next is asked for.
+        What an item raises is raised in its turn."""
+        return in_order(self._submit, batches, ahead=0)
+
+    def warm_up(self, batches: Sequence[int] | None = None) -> None:
+        """Run zeros at these batch sizes (default: the one that is optimized for) until all that is made at first use
+        is there: contexts, buffers, CUDA graphs. Other sizes that are dynamic are those optimized for."""
+        letter = batch_letter(self.inputs)
+        usual = {name: r.opt for name, r in self.ranges.items()}
+        for batch in batches if batches is not None else [usual.get(letter or "", 1)]:
+            sizes = {**usual, letter: batch} if letter else usual
+            feeds = {s.name: np.zeros(s.with_sizes(sizes), NUMPY.host_dtype(s.dtype)) for s in self.inputs}
+            for _ in range(2):
+                self.infer(feeds)
+
+    @property
+    def memory(self) -> Memory:
+        """What it holds, in MiB; all zero where nobody counts."""
+        return Memory()
+
     def _run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Run checked feeds: all numpy, or all torch on one device; perhaps not contiguous, perhaps with grad."""
+        raise NotImplementedError
 
     def close(self) -> None:
         """Free what the session holds. May be called twice; `infer` raises InputError from then on."""
-        if not self._closed:
-            self._closed = True
-            self._release()
+        with self._opening:
+            before, threads, self._threads = self.unusable, self._threads, None
+            if before in (CLOSED, FORKED):
+                return
+            self.unusable = CLOSED
+        if threads is not None:
+            threads.shutdown(wait=threading.current_thread() not in getattr(threads, "_threads", ()))
+        self._release()
 
     def _release(self) -> None:  # noqa: B027 - most backends hold nothing beyond their attributes
         """Free a backend's own resources; called once."""
+
+    def forked(self) -> None:
+        """Called in a child of the process: it may be used no more, and nothing of it be freed."""
+        self.unusable, self._opening, self._threads = FORKED, threading.Lock(), None
 
     def __enter__(self) -> Self:
         return self
@@ -81,50 +157,117 @@ class Session(ABC):
     ) -> None:
         self.close()
 
-    def _refusal(self, what: str, why: str) -> InputError:
-        specs = "; ".join(str(spec) for spec in self.inputs)
-        return InputError(what, why=why, do=f"the inputs are {specs}")
+    # what the backends of `session/` build on
 
-    def _check_names(self, feeds: Mapping[str, Array]) -> None:
-        wanted = {spec.name for spec in self.inputs}
-        faults = [f"missing: {', '.join(sorted(wanted - feeds.keys()))}"] if wanted - feeds.keys() else []
-        faults += [f"unknown: {', '.join(sorted(feeds.keys() - wanted))}"] if feeds.keys() - wanted else []
-        if faults:
-            raise self._refusal("these are not the session's inputs", "; ".join(faults))
+    def _call(self, feeds: Mapping[str, Array]) -> tuple[Call, list[Array]]:
+        """What is called with, and its arrays in the inputs' order. Raises InputError."""
+        if self.unusable:
+            raise self._unusable()
+        if self._of[0] is not self.inputs or self._of[1] is not self.ranges:
+            self._of, self._names = (self.inputs, self.ranges), tuple(spec.name for spec in self.inputs)
+            self._calls.clear()
+        names, key = self._names, None
+        try:
+            arrays = [feeds[name] for name in names]
+            if len(feeds) == len(names):
+                kind = kind_of(arrays[0])
+                key = (kind, *[kind.key(array) for array in arrays]) if kind else None
+                call = self._calls.get(key)
+                if call is not None and (len(names) == 1 or all(kind_of(array) is kind for array in arrays)):
+                    return call, arrays
+        except (KeyError, AttributeError, TypeError, BufferError):  # not the names, or not of one kind
+            key = None
+        call = checked(self.inputs, self.ranges, feeds, letter=splits_by(self.inputs, self.outputs, self.ranges))
+        arrays = [feeds[name] for name in names]
+        self._fits(call, arrays)
+        if key is not None:
+            if len(self._calls) >= CALLS:
+                self._calls.pop(next(iter(self._calls)), None)
+            self._calls[key] = call
+        return call, arrays
 
-    def _check_kinds(self, feeds: Mapping[str, Array]) -> None:
-        import numpy as np
+    def _fits(self, call: Call, arrays: list[Array]) -> None:
+        """Raises InputError for arrays in a place that the backend does not read."""
+        if call.on_gpu and not is_torch(arrays[0]):
+            raise self._refusal(
+                f"the inputs are {call.kind.name.removeprefix('a ')}s on the GPU, and this runs on {self.runtime}",
+                "moving them would cost a copy that you did not ask for",
+            )
 
-        kinds: dict[str, str] = {}
-        for name, array in feeds.items():
+    def _start(self, call: Call, arrays: list[Array], out: Any) -> Callable[[], dict[str, Array]]:
+        """All that must be done in the caller's thread; what is left to do, in any."""
+        return partial(self._plainly, call, arrays, out)
+
+    def _submit(self, feeds: Mapping[str, Array]) -> Pending[dict[str, Array]]:
+        """Do one item of `map`."""
+        call, arrays = self._call(feeds)
+        return Done(self._start(call, arrays, None)())
+
+    def _executor(self) -> ThreadPoolExecutor:
+        with self._opening:
+            if self.unusable:
+                raise self._unusable()
+            if self._threads is None:
+                self._threads = ThreadPoolExecutor(self.workers, thread_name_prefix="trtship-session")
+            return self._threads
+
+    def _plainly(self, call: Call, arrays: list[Array], out: Any) -> dict[str, Array]:
+        """Through `_run`, which knows numpy and torch; other arrays on the host are numpy's views of them there."""
+        kind, foreign = call.kind, call.kind is not NUMPY and not is_torch(arrays[0])
+        taken = [kind.host(array) for array in arrays] if foreign else arrays
+        parts, begin = [], 0
+        for rows in call.parts:
+            end, whole = begin + rows, len(call.parts) == 1
+            some = [
+                array if whole or spec.shape[:1] != self.inputs[0].shape[:1] else array[begin:end]
+                for spec, array in zip(self.inputs, taken, strict=True)
+            ]
+            parts.append(self._run(dict(zip(self._names, some, strict=True))))
+            begin = end
+        results = parts[0] if len(parts) == 1 else {name: _joined([part[name] for part in parts]) for name in parts[0]}
+        if foreign:
+            results = {spec.name: kind.wrap(results[spec.name], spec.dtype) for spec in self.outputs}
+        if out is None:
+            return results
+        given = self._given(call, out, {name: tuple(array.shape) for name, array in results.items()})
+        for name, array in results.items():
             if is_torch(array):
-                kinds[name] = f"a torch tensor on {array.device}"
-            elif isinstance(array, np.ndarray):
-                kinds[name] = "a numpy array"
+                given[name].copy_(array)
             else:
-                raise self._refusal(f"{name} is a {type(array).__name__}", "it takes numpy arrays or torch tensors")
-        if len(set(kinds.values())) > 1:
-            why = ", ".join(f"{name} is {kind}" for name, kind in kinds.items())
-            raise self._refusal("the inputs are of different kinds, or on different devices", why)
-        for spec in self.inputs:
-            if dtype_name(feeds[spec.name]) != spec.dtype:
-                why = f"it takes {spec.dtype}, and converts nothing by itself"
-                raise self._refusal(f"{spec.name} is {dtype_name(feeds[spec.name])}", why)
+                kind.host(given[name])[...] = kind.host(array)
+        return given
 
-    def _check_sizes(self, feeds: Mapping[str, Array]) -> None:
-        sizes: dict[str, tuple[int, str]] = {}
-        for spec in self.inputs:
-            shape = tuple(feeds[spec.name].shape)
-            what = f"{spec.name} has the shape {list(shape)}"
-            if len(shape) != len(spec.shape):
-                raise self._refusal(what, f"it takes {len(spec.shape)} dimensions")
-            for axis, (size, wanted) in enumerate(zip(shape, spec.shape, strict=True)):
-                if isinstance(wanted, int):
-                    if size != wanted:
-                        raise self._refusal(what, f"dimension {axis} is {size} where it takes {wanted}")
-                    continue
-                first, where = sizes.setdefault(wanted, (size, spec.name))
-                if first != size:
-                    raise self._refusal(what, f"{wanted} is {size} here and {first} in {where}")
-                if wanted in self.ranges and size not in self.ranges[wanted]:
-                    raise self._refusal(what, f"{wanted} is {size}, outside {self.ranges[wanted]}")
+    def _given(
+        self, call: Call, out: Array | Mapping[str, Array], shapes: Mapping[str, tuple[int, ...]]
+    ) -> dict[str, Array]:
+        """`out` by name, checked. Raises OutputError."""
+        given = dict(out) if isinstance(out, Mapping) else {spec.name: out for spec in self.outputs[:1]}
+        names = {spec.name for spec in self.outputs}
+        if given.keys() != names:
+            raise OutputError("out= does not have the outputs", why=f"they are {', '.join(sorted(names))}")
+        for spec in self.outputs:
+            array = given[spec.name]
+            fault = out_fault(array, spec, shapes[spec.name], call)
+            if fault:
+                raise OutputError(
+                    f"out= does not fit {spec.name}",
+                    why=fault,
+                    do=f"it takes {call.kind.name}, {spec.dtype} {list(shapes[spec.name])}, contiguous and writable",
+                )
+        return given
+
+    def _refusal(self, what: str, why: str) -> InputError:
+        return refusal(self.inputs, what, why)
+
+    def _unusable(self) -> TrtshipError:
+        if self.unusable == FORKED:
+            return ForkedError(
+                "this session was opened before the process forked",
+                why="CUDA, and the threads of a runtime, do not come along into a forked child",
+                do="open it in the child, or start processes by spawn (multiprocessing.get_context('spawn'))",
+            )
+        return InputError("this session is closed", why="infer() was called after close()", do="open another one")
+
+
+def _joined(arrays: list[Array]) -> Array:
+    return sys.modules["torch"].cat(arrays) if is_torch(arrays[0]) else np.concatenate(arrays)

@@ -36,12 +36,14 @@ class KernelStore:
         *,
         runtime: str,
         variables: Mapping[str, str],
+        digest: str | None = None,
         root: Path | None = None,
         limit: int = LIMIT,
     ) -> None:
-        """`runtime` is the TensorRT that compiles, `variables` are the environment's that it heeds."""
+        """`runtime` is the TensorRT that compiles, `variables` are the environment's that it heeds; `digest` is the
+        plan's SHA-256, where it is known."""
         inputs = {
-            "plan": hashlib.sha256(plan).hexdigest(),
+            "plan": digest or hashlib.sha256(plan).hexdigest(),
             "runtime": runtime,
             "variables": dict(variables),
             "gpu": [gpu.name, gpu.compute_capability, gpu.driver],

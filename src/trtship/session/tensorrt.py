@@ -1,32 +1,55 @@
-"""Run a TensorRT plan: numpy through device buffers of our own, torch CUDA tensors in place."""
+"""Run a TensorRT plan: arrays of the GPU in place, on the caller's stream; those of the host through pinned memory."""
 
 from __future__ import annotations
 
+import asyncio
+import sys
 import threading
-from collections.abc import Mapping
-from typing import Any
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from functools import partial
+from typing import Any, TypeVar
 
-import numpy as np
-
-from trtship.errors import DeviceError
+from trtship.errors import DeviceError, GpuFaultError, GpuMemoryError, TrtshipError
 from trtship.family import Engine, Family
-from trtship.family.profiles import narrowest
-from trtship.gpu import list_gpus
-from trtship.needs import need
-from trtship.session.base import Array, Session, is_torch
+from trtship.gpu import Gpu, list_gpus
+from trtship.session.arrays import Array, kind_of
+from trtship.session.base import Session
+from trtship.session.call import Call
 from trtship.session.cuda import Cuda
 from trtship.session.kernel_store import KernelStore
+from trtship.session.lane import Lane
+from trtship.session.mapping import Pending, in_order
+from trtship.session.memory import Ledger, Memory
+from trtship.session.pipe import Pipe
+from trtship.session.plans import Plan, Plans
+from trtship.session.pool import Pool, PoolClosedError
+from trtship.session.rig import Rig
+from trtship.session.runs import Runs
 from trtship.spec import ShapeRange, TensorSpec
+
+LOST = "lost"
+TARGETS = 8
+"""Kinds of `out=` that a call remembers."""
+KEEP_EVERY = 30.0
+"""Seconds from one time that kernels are kept to the next."""
+T = TypeVar("T")
 
 
 class TensorRTSession(Session):
     """A plan, loaded on one GPU.
 
-    `plan` must be bytes whose hash was checked: deserializing runs code. `outputs` and `inputs` may be given to name
-    the dynamic sizes as the model does; otherwise the plan's own shapes stand. `tf32` is as the plan was built. Calls
-    from several threads take turns. Kernels that are compiled on the way are kept in `kernels` for the next process.
+    `plan` must be bytes whose hash was checked: deserializing runs code; `digest` is that SHA-256, where it is known.
+    `outputs` and `inputs` may be given to name the dynamic sizes as the model does; otherwise the plan's own shapes
+    stand. `tf32` is as the plan was built. Kernels that are compiled on the way are kept in `kernels` for the next
+    process.
 
-    Raises DependencyError (no cuda-bindings), DeviceError (no GPU, or one that the plan does not fit).
+    It may be called from any number of threads: `max_contexts` calls run at once, each in an execution context with
+    memory of its own, and others wait. A context keeps at most `graphs` CUDA graphs (0: none). `memory_limit` bounds,
+    in MiB, what `memory` counts of the GPU's memory. Where memory runs out a batch is run in smaller parts.
+
+    Raises DependencyError (no cuda-bindings), DeviceError (no GPU, or one that the plan does not fit), GpuMemoryError.
     """
 
     can_poison = True
@@ -40,40 +63,159 @@ class TensorRTSession(Session):
         tf32: bool = True,
         inputs: tuple[TensorSpec, ...] | None = None,
         outputs: tuple[TensorSpec, ...] | None = None,
+        digest: str | None = None,
+        gpu: Gpu | None = None,
+        max_contexts: int = 2,
+        memory_limit: float | None = None,
+        graphs: int = 32,
     ) -> None:
-        gpus = list_gpus()
-        if device >= len(gpus):
-            raise DeviceError(
-                f"there is no GPU {device} here",
-                why=f"{len(gpus)} NVIDIA GPU(s) found",
-                do="trtship doctor shows what this machine lacks",
-            )
+        gpu = gpu or _gpu(device)
+        self.device, self.workers = device, max_contexts + 1  # one may wait while the others compute
+        self._fault = ""
+        self._pipes: list[Pipe] = []
         self._cuda = Cuda(device)
-        self.kernels = KernelStore(plan, gpus[device], runtime=str(family), variables=family.environment(tf32=tf32))
-        self._engine: Engine = family.load(plan, tf32=tf32, kernels=self.kernels.load())
+        variables = family.environment(tf32=tf32)
+        self.kernels = KernelStore(plan, gpu, runtime=str(family), variables=variables, digest=digest)
+        with self._cuda.selected():
+            self._engine: Engine = family.load(plan, tf32=tf32, kernels=self.kernels.load())
         self.inputs = inputs or self._engine.inputs
         self.outputs = outputs or self._engine.outputs
         self.ranges = self._ranges()
-        self.device = device
-        self.runtime = f"{family} on {gpus[device].name}"
-        self._lock = threading.Lock()
-        self._buffers: dict[str, tuple[int, int]] = {}
-        self._stream = self._cuda.create_stream()
-        self._torch_stream: Any = None
-        opt = {name: shapes[1] for name, shapes in self._engine.profiles[0].items()}
-        self._set_shapes(opt)  # a plan that this GPU cannot run is told now
+        self.runtime = f"{family} on {gpu.name}"
+        self._rig = rig = Rig(
+            self._cuda,
+            self._engine,
+            Ledger(memory_limit),
+            inputs=self.inputs,
+            outputs=self.outputs,
+            graphs=graphs,
+            settles=family.is_rtx,
+            on_kernels=_Keeper(self.kernels, self._engine),
+        )
+        self._plans = Plans(self.inputs, self.outputs, self.ranges, self._engine)
+        self._lanes: Pool[Lane] = Pool(partial(Lane, rig), most=max(1, max_contexts))
+        self._runs = Runs(rig, self._lanes, self._plans, self._pipes)
+        try:
+            rig.ledger.take("engine", self._engine.size)
+            if self.kernels.state != "kept":  # a plan that this GPU cannot run is told now, unless it ran here before
+                self._try()
+        except BaseException:
+            self.close()
+            raise
+
+    def _try(self) -> None:
+        """Make a context for the usual sizes; for the least, where memory has no room for those."""
+        least, usual = (tuple(self._engine.profiles[0][s.name][which] for s in self.inputs) for which in (0, 1))
+        try:
+            self._runs.learn(usual)
+        except GpuMemoryError:
+            self._runs.learn(least)
+
+    @property
+    def memory(self) -> Memory:
+        """What it holds now, in MiB."""
+        return self._rig.ledger.memory
+
+    def infer(self, feeds: Mapping[str, Array], *, out: Array | Mapping[str, Array] | None = None) -> dict[str, Array]:
+        call, arrays = self._call(feeds)
+        if not call.on_gpu:
+            return self._start(call, arrays, out)()
+        try:
+            given = None if out is None else self._targets(call, out)
+            return self._runs.on_gpu(call, arrays, given, self.poison)
+        except GpuFaultError as error:
+            self._lose(error)
+            raise
+        except PoolClosedError:
+            raise self._unusable() from None
+
+    async def ainfer(
+        self, feeds: Mapping[str, Array], *, out: Array | Mapping[str, Array] | None = None
+    ) -> dict[str, Array]:
+        call, _ = self._call(feeds)
+        if not self._runs.is_learned(call):  # a context is to be made, which may take seconds
+            work = partial(self._guarded, partial(self._runs.out_shapes, call))
+            await asyncio.get_running_loop().run_in_executor(self._executor(), work)
+        return await super().ainfer(feeds, out=out)
 
     def layer_times(self, feeds: Mapping[str, Array], *, runs: int = 20) -> dict[str, float]:
         """Milliseconds of each layer, the median of `runs`, by its name in the engine inspector; `feeds` as for
         `infer`, on the host. The session is slower from then on: use it for nothing else.
 
         Raises InputError, DeviceError."""
+        self._rig.graphs = 0
         self.infer(feeds)
         self.infer(feeds)  # the first run of a size may still meet kernels that are about to be replaced
-        times = self._engine.record_layers()
+        call, _ = self._call(feeds)
+        with self._cuda.selected(), self._lanes.one() as lane:
+            times = lane.context(self._plans.piece(call.shapes)).record_layers()
         for _ in range(runs):
             self.infer(feeds)
         return times.medians
+
+    def map(self, batches: Iterable[Mapping[str, Array]], *, ahead: int = 2) -> Iterator[dict[str, Array]]:
+        """As of any session. Batches of the host pass through pinned memory, `ahead + 1` batches of it."""
+        ahead = max(ahead, 0)
+        pipe = self._runs.take_pipe(ahead + 1)
+        results = in_order(partial(self._submit_to, pipe), batches, ahead=ahead)
+        try:
+            yield from results
+        except GpuFaultError as error:
+            self._lose(error)
+            raise
+        finally:
+            results.close()
+            with suppress(TrtshipError):
+                self._runs.give_pipe(pipe, reuse=not self.unusable)
+
+    def _submit_to(self, pipe: Pipe, feeds: Mapping[str, Array]) -> Pending[dict[str, Array]]:
+        call, arrays = self._call(feeds)
+        try:
+            ticket = self._runs.through(pipe, call, arrays, self.poison)
+        except GpuFaultError as error:
+            self._lose(error)
+            raise
+        except PoolClosedError:
+            raise self._unusable() from None
+        return ticket or self._submit(feeds)
+
+    def _start(self, call: Call, arrays: list[Array], out: Any) -> Callable[[], dict[str, Array]]:
+        return partial(self._guarded, self._guarded(partial(self._way, call, arrays, out)))
+
+    def _way(self, call: Call, arrays: list[Array], out: Any) -> Callable[[], dict[str, Array]]:
+        given = None if out is None else self._targets(call, out)
+        way = self._runs.prepared if call.on_gpu else self._runs.on_host
+        return way(call, arrays, given, self.poison)
+
+    def _targets(self, call: Call, out: Array | Mapping[str, Array]) -> list[Array]:
+        """`out` in the outputs' order, checked. Raises OutputError."""
+        plan: Plan = call.plan
+        kind, outputs = call.kind, self.outputs
+        known = len(outputs) == 1 and kind_of(out) is kind and kind.key(out) in plan.targets
+        if known and kind.is_contiguous(out) and kind.is_writable(out):
+            return [out]
+        given = self._given(call, out, self._runs.out_shapes(call))
+        targets = [given[spec.name] for spec in outputs]
+        if len(targets) == 1 and len(plan.targets) < TARGETS:
+            plan.targets.add(kind.key(targets[0]))
+        return targets
+
+    def _guarded(self, work: Callable[[], T]) -> T:
+        try:
+            return work()
+        except GpuFaultError as error:
+            self._lose(error)
+            raise
+        except PoolClosedError:
+            raise self._unusable() from None
+
+    def _fits(self, call: Call, arrays: list[Array]) -> None:
+        if call.on_gpu and call.index != self.device:
+            raise self._refusal(
+                f"the inputs are on cuda:{call.index}, and this session runs on cuda:{self.device}",
+                "moving them would cost a copy that you did not ask for",
+            )
+        call.plan = self._plans.plan(call)
 
     def _ranges(self) -> dict[str, ShapeRange]:
         found: dict[str, ShapeRange] = {}
@@ -83,97 +225,62 @@ class TensorRTSession(Session):
                     found[size] = self._engine.range_of(spec.name, axis)
         return found
 
-    def _run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        with self._lock:
-            self._cuda.select()
-            first = next(iter(feeds.values()))
-            if not is_torch(first):
-                return self._run_numpy(feeds)
-            torch = need("torch", purpose="running torch tensors")
-            if first.device.type == "cpu":
-                arrays = self._run_numpy({name: tensor.detach().numpy() for name, tensor in feeds.items()})
-                return {name: torch.from_numpy(array) for name, array in arrays.items()}
-            if first.device.type != "cuda" or (first.device.index or 0) != self.device:
-                raise self._refusal(
-                    f"the tensors are on {first.device}, and this session runs on cuda:{self.device}",
-                    "moving them would cost a copy that you did not ask for",
-                )
-            return self._run_torch(torch, feeds)
+    def _lose(self, error: GpuFaultError) -> None:
+        """Nothing that the GPU holds for this process can be trusted, or freed, any more."""
+        if self.unusable != LOST:
+            self.unusable, self._fault = LOST, error.what
 
-    def _set_shapes(self, shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-        """The output shapes, with everything ready to run: the first call for a profile takes seconds."""
-        profile = narrowest(self._engine.profiles, shapes)
-        if not self._engine.is_prepared(profile):
-            self._engine.prepare(profile, self._stream)
-            self._cuda.synchronize(self._stream)
-            if self._engine.kernels.discarded:
-                self.kernels.forget()
-            self.kernels.keep(self._engine.kernels.serialized())
-        return self._engine.set_shapes(shapes, profile)
-
-    def _run_numpy(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        shapes = self._set_shapes({name: tuple(array.shape) for name, array in feeds.items()})
-        sources = {name: np.ascontiguousarray(array) for name, array in feeds.items()}
-        results = {spec.name: np.empty(shapes[spec.name], spec.dtype) for spec in self.outputs}
-        addresses = {name: self._buffer(name, array.nbytes) for name, array in {**sources, **results}.items()}
-        for name, array in sources.items():
-            self._cuda.to_device(addresses[name], array.ctypes.data, array.nbytes, self._stream)
-        self._execute(addresses, results, self._stream)
-        for name, array in results.items():
-            self._cuda.to_host(array.ctypes.data, addresses[name], array.nbytes, self._stream)
-        self._cuda.synchronize(self._stream)
-        return results
-
-    def _run_torch(self, torch: Any, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """On the caller's current stream; on a stream of ours beside it when that is the legacy default stream,
-        on which TensorRT would synchronize the whole device."""
-        shapes = self._set_shapes({name: tuple(tensor.shape) for name, tensor in feeds.items()})
-        device = next(iter(feeds.values())).device
-        sources = {name: tensor.detach().contiguous() for name, tensor in feeds.items()}
-        results = {
-            spec.name: torch.empty(shapes[spec.name], dtype=getattr(torch, spec.dtype), device=device)
-            for spec in self.outputs
-        }
-        addresses = {name: tensor.data_ptr() for name, tensor in {**sources, **results}.items()}
-        current = torch.cuda.current_stream(device)
-        if current.cuda_stream != 0:
-            self._execute(addresses, results, current.cuda_stream)
-            return results
-        if self._torch_stream is None:
-            self._torch_stream = torch.cuda.Stream(device)
-        self._torch_stream.wait_stream(current)
-        self._execute(addresses, results, self._torch_stream.cuda_stream)
-        for tensor in (*sources.values(), *results.values()):
-            tensor.record_stream(self._torch_stream)
-        current.wait_stream(self._torch_stream)
-        return results
-
-    def _execute(self, addresses: Mapping[str, int], results: Mapping[str, Array], stream: int) -> None:
-        if self.poison:
-            for name, array in results.items():
-                self._cuda.fill(addresses[name], 0xFF, array.nbytes, stream)
-        self._engine.execute(addresses, stream)
-
-    def _buffer(self, name: str, size: int) -> int:
-        """Device memory for a tensor, kept and grown as needed; at least one byte, since no address may be null."""
-        address, room = self._buffers.get(name, (0, 0))
-        if size > room or not address:
-            if address:
-                self._buffers.pop(name)
-                self._cuda.free(address)
-            room = max(size, 1)
-            address = self._cuda.allocate(room)
-            self._buffers[name] = (address, room)
-        return address
+    def _unusable(self) -> TrtshipError:
+        if self.unusable == LOST:
+            return GpuFaultError(
+                "this session is lost, and so is all that this process does on that GPU",
+                why=self._fault,
+                do="start the process again, and load the bundle there",
+            )
+        return super()._unusable()
 
     def _release(self) -> None:
-        self._cuda.select()
-        self._cuda.synchronize(self._stream)
-        if self._torch_stream is not None:
-            self._torch_stream.synchronize()
-        for address, _ in self._buffers.values():
-            self._cuda.free(address)
-        self._buffers.clear()
-        self.kernels.keep(self._engine.kernels.serialized())  # with those compiled in the background
-        self._cuda.destroy_stream(self._stream)
-        self._engine.close()
+        lanes = self._lanes.close()  # waits for who runs
+        if self._fault:  # CUDA takes nothing back any more
+            with suppress(DeviceError):
+                self._runs.free(lanes)
+            self._engine.close()
+            return
+        with self._cuda.selected():
+            _Keeper(self.kernels, self._engine)(True)  # with those compiled in the background, while contexts have them
+            self._runs.free(lanes)
+            self._engine.close()
+
+    def __del__(self) -> None:
+        if not sys.is_finalizing() and hasattr(self, "_runs"):
+            with suppress(Exception):
+                self.close()
+
+
+class _Keeper:
+    """Keeps kernels that were compiled, for the next process: at the start (not `settled`) only where none were kept,
+    later on once in a while, since it takes time."""
+
+    def __init__(self, kernels: KernelStore, engine: Engine) -> None:
+        self._kernels, self._engine, self._kept_at = kernels, engine, 0.0
+        self._lock = threading.Lock()
+
+    def __call__(self, settled: bool) -> None:
+        with self._lock:
+            if self._engine.kernels.discarded:
+                self._kernels.forget()
+            now = time.monotonic()
+            if now - self._kept_at > KEEP_EVERY if settled else self._kernels.state != "kept":
+                self._kernels.keep(self._engine.kernels.serialized())
+                self._kept_at = now
+
+
+def _gpu(device: int) -> Gpu:
+    gpus = list_gpus()
+    if device >= len(gpus):
+        raise DeviceError(
+            f"there is no GPU {device} here",
+            why=f"{len(gpus)} NVIDIA GPU(s) found",
+            do="trtship doctor shows what this machine lacks",
+        )
+    return gpus[device]

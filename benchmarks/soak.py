@@ -1,0 +1,213 @@
+"""A bundle under load for as long as it is told: many threads, random batches, calls that are cancelled; every output
+is held against the bundle's own reference, and memory against what it was.
+
+    python benchmarks/soak.py BUNDLE [--minutes 30] [--threads 16] [--out FILE]
+
+Each thread calls one session with batches of random size (up to 1.25 times the largest, so that some are split) of
+random rows of the reference: numpy arrays, torch tensors on the GPU with a stream of the thread's own, torch tensors on
+the host, or `map` over a few. A call of `ainfer` is cancelled every second. Outputs must be within the bound that the
+bundle's plan was gated on. Memory is sampled every few seconds; growth is the median of the last fifth of the samples
+over that of the first fifth after the warm-up. Ends with 1 where an output was wrong, a call failed, or memory grew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import statistics
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import runs
+import torch
+
+import trtship
+from trtship.session.cuda import Cuda
+from trtship.verify.compare import as_session_takes
+
+WARM_UP = 0.1
+"""Of the time: contexts, graphs and allocators settle."""
+GPU_GROWTH, HOST_GROWTH = 16.0, 64.0
+"""MiB that count as none: the GPU's memory is handed out in 2 MiB pages, the host's allocators keep arenas a thread."""
+
+
+class Soak:
+    """One session, its reference, and what became of every call."""
+
+    def __init__(self, session: trtship.BundleSession, seconds: float) -> None:
+        self.session, self.seconds = session, seconds
+        reference = session.bundle.reference()
+        bound = session.bundle.manifest.bounds["plan"]
+        self.bound, self.rows = bound.value, reference.rows
+        self.name, self.out = session.inputs[0].name, session.outputs[0].name
+        feeds = as_session_takes(session, reference.inputs)
+        self.inputs = np.ascontiguousarray(feeds[self.name])
+        self.expected = np.asarray(reference.outputs[self.out], np.float64)
+        self.tensors = torch.from_numpy(self.inputs).cuda()
+        self.largest = int(session.ranges["B"].max * 1.25)
+        self.counts: Counter[str] = Counter()
+        self.worst, self.faults = 0.0, []  # type: float, list[str]
+        self.lock = threading.Lock()
+        self.ends = time.monotonic() + seconds
+
+    def check(self, way: str, rows: Any, found: Any) -> None:
+        found = found.float().cpu().numpy() if isinstance(found, torch.Tensor) else found
+        expected = self.expected[rows]
+        if found.shape != expected.shape:
+            self.fault(f"{way}: the shape is {found.shape} where it should be {expected.shape}")
+            return
+        flat, wanted = found.reshape(len(rows), -1), expected.reshape(len(rows), -1)
+        off = float((np.linalg.norm(flat - wanted, axis=1) / np.linalg.norm(wanted, axis=1)).max())
+        with self.lock:
+            self.counts[way] += 1
+            self.counts["images"] += len(rows)
+            self.worst = max(self.worst, off)
+        if not off <= self.bound:
+            self.fault(f"{way}: {len(rows)} rows, relative L2 {off:.3g} where {self.bound:.3g} is allowed")
+
+    def fault(self, text: str) -> None:
+        with self.lock:
+            self.faults.append(text)
+        say(text)
+
+    def work(self, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        stream = torch.cuda.Stream()
+        try:
+            with torch.cuda.stream(stream):
+                stream.wait_stream(torch.cuda.default_stream())
+                while time.monotonic() < self.ends:
+                    self.one(rng, seed)
+        except Exception as error:
+            self.fault(f"a thread ended: {type(error).__name__}: {error}")
+
+    def one(self, rng: np.random.Generator, seed: int) -> None:
+        rows = rng.integers(self.rows, size=int(rng.integers(1, self.largest + 1)))
+        way = rng.choice(["numpy", "torch_gpu", "torch_host", "map"], p=[0.35, 0.4, 0.2, 0.05])
+        if way == "numpy":
+            self.check(way, rows, self.session(self.inputs[rows]))
+        elif way == "torch_gpu":
+            self.check(way, rows, self.session(self.tensors[torch.from_numpy(rows).cuda()]))
+        elif way == "torch_host":
+            self.check(way, rows, self.session(torch.from_numpy(self.inputs[rows])))
+        else:
+            many = [rng.integers(self.rows, size=int(rng.integers(1, self.largest + 1))) for _ in range(4)]
+            for part, found in zip(many, self.session.map(self.inputs[part] for part in many), strict=True):
+                self.check(way, part, found)
+
+    async def cancelling(self) -> None:
+        """A call that is cancelled every second, and one beside it that is not."""
+        while time.monotonic() < self.ends:
+            rows = np.arange(min(self.rows, 8))
+            cancelled = asyncio.create_task(self.session.ainfer(self.inputs[rows]))
+            kept = asyncio.create_task(self.session.ainfer(self.inputs[rows]))
+            await asyncio.sleep(random.random() * 0.003)
+            cancelled.cancel()
+            (end,) = await asyncio.gather(cancelled, return_exceptions=True)
+            if isinstance(end, Exception):
+                raise end
+            with self.lock:
+                was = isinstance(end, asyncio.CancelledError)
+                self.counts["cancelled" if was else "finished_before_it_was_cancelled"] += 1
+            self.check("ainfer", rows, await kept)
+            await asyncio.sleep(1)
+
+    def cancel(self) -> None:
+        try:
+            asyncio.run(self.cancelling())
+        except Exception as error:
+            self.fault(f"ainfer: {type(error).__name__}: {error}")
+
+
+def say(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+
+
+def sample(cuda: Cuda, total: int, begun: float, session: trtship.BundleSession) -> dict[str, float]:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return {
+        "seconds": round(time.monotonic() - begun, 1),
+        "gpu_used_mib": round((total - cuda.free_memory()) / 2**20, 2),
+        "torch_reserved_mib": round(torch.cuda.memory_reserved() / 2**20, 2),
+        "session_mib": round(session.memory.total, 2),
+        "rss_mib": round(pages * os.sysconf("SC_PAGE_SIZE") / 2**20, 2),
+    }
+
+
+def growth(samples: list[dict[str, float]], name: str) -> float:
+    """MiB from the first fifth of the samples after the warm-up to the last fifth."""
+    settled = samples[int(len(samples) * WARM_UP) :]
+    fifth = max(1, len(settled) // 5)
+    first, last = settled[:fifth], settled[-fifth:]
+    return round(statistics.median(s[name] for s in last) - statistics.median(s[name] for s in first), 2)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--minutes", type=float, default=30)
+    parser.add_argument("--threads", type=int, default=16)
+    parser.add_argument("--every", type=float, default=5, help="seconds from one sample to the next")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "soak.json")
+    arguments = parser.parse_args()
+    cuda = Cuda()
+    total = torch.cuda.mem_get_info()[1]
+    with trtship.load(arguments.bundle, runtime="tensorrt") as session:
+        limits = session.ranges["B"]
+        session.warm_up(sorted({limits.min, limits.opt, limits.max}))
+        soak = Soak(session, arguments.minutes * 60)
+        workers = [threading.Thread(target=soak.work, args=(seed,)) for seed in range(arguments.threads)]
+        workers.append(threading.Thread(target=soak.cancel))
+        begun = time.monotonic()
+        for worker in workers:
+            worker.start()
+        samples: list[dict[str, float]] = []
+        while any(worker.is_alive() for worker in workers):
+            samples.append(sample(cuda, total, begun, session))
+            with soak.lock:
+                calls = sum(count for way, count in soak.counts.items() if way != "images")
+            if len(samples) % 6 == 1:
+                say(f"{calls} calls, worst {soak.worst:.2e}, {len(soak.faults)} faults, {samples[-1]}")
+            time.sleep(arguments.every)
+        for worker in workers:
+            worker.join()
+        samples.append(sample(cuda, total, begun, session))
+        seconds = time.monotonic() - begun
+        memory = session.memory._asdict()
+    gpu, host = growth(samples, "gpu_used_mib"), growth(samples, "rss_mib")
+    own = growth(samples, "session_mib")
+    failed = bool(soak.faults) or gpu > GPU_GROWTH or host > HOST_GROWTH
+    manifest = session.bundle.manifest
+    document = {
+        "what": "a soak: threads, random batches, cancelled calls",
+        "model": manifest.source.source,
+        "precision": manifest.precision.value,
+        "verdict": "failed" if failed else "passed",
+        "minutes": round(seconds / 60, 2),
+        "threads": arguments.threads,
+        "calls": dict(soak.counts),
+        "images_per_s": round(soak.counts["images"] / seconds, 1),
+        "worst_relative_l2": soak.worst,
+        "bound": soak.bound,
+        "faults": soak.faults[:50],
+        "fault_count": len(soak.faults),
+        "growth_mib": {"gpu_used": gpu, "session": own, "rss": host, "allowed": [GPU_GROWTH, HOST_GROWTH]},
+        "session_memory_mib": memory,
+        "samples": samples[:: max(1, len(samples) // 400)],
+    }
+    runs.write(arguments.out, document)
+    shown = {name: value for name, value in document.items() if name != "samples"}
+    print(json.dumps(shown, indent=2))
+    return int(failed)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,141 @@
+"""What a caller can get wrong about the inputs of a session, each refused with the specs, and about `out=`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from trtship.errors import InputError
+from trtship.session.arrays import Array, Facts, Kind, kind_of
+from trtship.session.call import Call
+from trtship.session.split import split_rows
+from trtship.spec import ShapeRange, TensorSpec, batch_letter
+
+
+def refusal(inputs: Sequence[TensorSpec], what: str, why: str) -> InputError:
+    specs = "; ".join(str(spec) for spec in inputs)
+    return InputError(what, why=why, do=f"the inputs are {specs}")
+
+
+def checked(
+    inputs: Sequence[TensorSpec], ranges: Mapping[str, ShapeRange], feeds: Mapping[str, Array], *, letter: str | None
+) -> Call:
+    """What `feeds` are. `letter` is the batch's, where a batch that is too large may be run in parts. Raises
+    InputError."""
+    _check_names(inputs, feeds)
+    kind = _kind(inputs, feeds)
+    facts = {spec.name: kind.facts(feeds[spec.name]) for spec in inputs}
+    _check_places(inputs, kind, facts)
+    for spec in inputs:
+        if facts[spec.name].dtype != spec.dtype:
+            why = f"it takes {spec.dtype}, and converts nothing by itself"
+            raise refusal(inputs, f"{spec.name} is {facts[spec.name].dtype}", why)
+    shapes = {name: found.shape for name, found in facts.items()}
+    parts = _parts(inputs, ranges, shapes, letter)
+    rows = shapes[inputs[0].name][0] if batch_letter(inputs) else None
+    first = facts[inputs[0].name]
+    if first.place == "cuda":
+        _check_layout(inputs, kind, feeds)
+    return Call(
+        kind,
+        tuple(shapes[spec.name] for spec in inputs),
+        place=first.place,
+        index=first.device,
+        rows=rows,
+        parts=parts,
+    )
+
+
+def _check_names(inputs: Sequence[TensorSpec], feeds: Mapping[str, Array]) -> None:
+    wanted = {spec.name for spec in inputs}
+    faults = [f"missing: {', '.join(sorted(wanted - feeds.keys()))}"] if wanted - feeds.keys() else []
+    faults += [f"unknown: {', '.join(sorted(feeds.keys() - wanted))}"] if feeds.keys() - wanted else []
+    if faults:
+        raise refusal(inputs, "these are not the session's inputs", "; ".join(faults))
+
+
+def _kind(inputs: Sequence[TensorSpec], feeds: Mapping[str, Array]) -> Kind:
+    kinds: dict[str, Kind] = {}
+    for name, array in feeds.items():
+        kind = kind_of(array)
+        if kind is None:
+            raise refusal(
+                inputs,
+                f"{name} is a {type(array).__name__}",
+                "it takes numpy arrays, torch tensors, CuPy and JAX arrays, and others that speak DLPack",
+            )
+        kinds[name] = kind
+    if len(set(kinds.values())) > 1:
+        why = ", ".join(f"{name} is {kind.name}" for name, kind in kinds.items())
+        raise refusal(inputs, "the inputs are of different kinds, or on different devices", why)
+    return next(iter(kinds.values()))
+
+
+def _check_places(inputs: Sequence[TensorSpec], kind: Kind, facts: Mapping[str, Facts]) -> None:
+    places = {(found.place, found.device) for found in facts.values()}
+    if len(places) > 1:
+        why = ", ".join(f"{name} is {kind.name} on {found.place}:{found.device}" for name, found in facts.items())
+        raise refusal(inputs, "the inputs are of different kinds, or on different devices", why)
+    place, _ = next(iter(places))
+    if place not in ("cpu", "cuda"):
+        raise refusal(
+            inputs,
+            f"the inputs are {kind.name.removeprefix('a ')}s on {place}",
+            "moving them would copy through the host: move them yourself to where the session runs",
+        )
+
+
+def _check_layout(inputs: Sequence[TensorSpec], kind: Kind, feeds: Mapping[str, Array]) -> None:
+    """Kinds that hold a package's arrays can lay them out anew on the device; others cannot."""
+    if not kind.keeps:
+        return
+    for spec in inputs:
+        if not kind.is_contiguous(feeds[spec.name]):
+            raise refusal(inputs, f"{spec.name} is not contiguous", "it takes elements in C order, without gaps")
+
+
+def _parts(
+    inputs: Sequence[TensorSpec],
+    ranges: Mapping[str, ShapeRange],
+    shapes: Mapping[str, tuple[int, ...]],
+    letter: str | None,
+) -> tuple[int, ...]:
+    """The rows of each run; one entry where the whole is run at once."""
+    sizes: dict[str, tuple[int, str]] = {}
+    parts: tuple[int, ...] | None = None
+    for spec in inputs:
+        shape = shapes[spec.name]
+        what = f"{spec.name} has the shape {list(shape)}"
+        if len(shape) != len(spec.shape):
+            raise refusal(inputs, what, f"it takes {len(spec.shape)} dimensions")
+        for axis, (size, wanted) in enumerate(zip(shape, spec.shape, strict=True)):
+            if isinstance(wanted, int):
+                if size != wanted:
+                    raise refusal(inputs, what, f"dimension {axis} is {size} where it takes {wanted}")
+                continue
+            first, where = sizes.setdefault(wanted, (size, spec.name))
+            if first != size:
+                raise refusal(inputs, what, f"{wanted} is {size} here and {first} in {where}")
+            if wanted in ranges and size not in ranges[wanted]:
+                if wanted == letter and size > ranges[wanted].max:
+                    parts = split_rows(size, ranges[wanted])
+                if wanted != letter or parts is None:
+                    raise refusal(inputs, what, f"{wanted} is {size}, outside {ranges[wanted]}")
+    if parts is not None:
+        return parts
+    first_shape = shapes[inputs[0].name]
+    return (first_shape[0] if first_shape else 1,)
+
+
+def out_fault(array: Array, spec: TensorSpec, shape: tuple[int, ...], call: Call) -> str:
+    """Why results of this shape cannot be written into an array; empty where they can."""
+    kind: Kind | None = kind_of(array)
+    if kind is not call.kind:
+        return f"it is {kind.name if kind else f'a {type(array).__name__}'}, and the inputs are not"
+    facts = kind.facts(array)
+    if (facts.place == "cuda") != call.on_gpu or facts.device != call.index:
+        return "it is in another place than the inputs"
+    if facts.dtype != spec.dtype or facts.shape != shape:
+        return f"it is {facts.dtype} {list(facts.shape)}"
+    if not kind.is_contiguous(array):
+        return "it is not contiguous"
+    return "" if kind.is_writable(array) else "it is not to be written to"

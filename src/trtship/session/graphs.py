@@ -1,0 +1,129 @@
+"""The CUDA graphs of one lane: each replays one piece at the addresses that it was captured with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from trtship.session.piece import Piece
+from trtship.session.rig import Rig
+
+Addresses = tuple[int, ...]
+MOST = 32 << 20
+"""Bytes that one graph is taken to need, at most."""
+DIRECT = 4
+"""Graphs of one piece at addresses of the caller's own, beside that of the lane's buffers."""
+IDLE = 256
+"""Runs after which one of those that was not launched may make way for one at other addresses."""
+PATIENCE = 8
+"""Times the number of graphs that a lane keeps: runs after which one that was not launched may make way for another."""
+PIECES = 256
+"""Pieces that are remembered though they have no graph."""
+
+
+class Graph:
+    """A captured graph. `used` is the lane's run that launched it last; `direct` says that the addresses are a
+    caller's, which may not come again."""
+
+    __slots__ = ("again", "direct", "handle", "size", "stale_at", "used")
+
+    def __init__(self, handle: int, *, size: int, stale_at: float, again: int, used: int, direct: bool) -> None:
+        self.handle, self.size, self.stale_at, self.again, self.used = handle, size, stale_at, again, used
+        self.direct = direct
+
+
+class Graphs:
+    """The graphs of one piece on one lane, by the addresses of its inputs and outputs.
+
+    Addresses that the caller brings are worth a graph of their own when they come again; others are copied from and to
+    buffers that have one.
+    """
+
+    __slots__ = ("_rig", "_seen", "kept", "runs")
+
+    def __init__(self, rig: Rig) -> None:
+        self._rig = rig
+        self.kept: dict[Addresses, Graph] = {}
+        self._seen: set[Addresses] = set()
+        self.runs = 0
+
+    def wants(self, addresses: Addresses, tick: int) -> bool:
+        """Whether addresses that have no graph are worth one: they were seen before, and those that have one are few,
+        or not in use any more."""
+        if addresses not in self._seen:
+            if len(self._seen) >= 16 * DIRECT:
+                self._seen.clear()
+            self._seen.add(addresses)
+            return False
+        used = [graph.used for graph in self.kept.values() if graph.direct]
+        return len(used) < DIRECT or tick - min(used) > IDLE
+
+    def capture(
+        self, addresses: Addresses, enqueue: Callable[[], None], stream: int, *, fixed: bool, tick: int, direct: bool
+    ) -> None:
+        """Keep a graph of what `enqueue` puts on the stream, in place of one of these addresses. Raises DeviceError."""
+        cuda, before = self._rig.cuda, self.kept.get(addresses)
+        again = before.again + 1 if before else 0
+        free = cuda.free_memory()
+        handle = cuda.capture(enqueue, stream)
+        size = min(max(0, free - cuda.free_memory()), MOST)  # others take and give memory meanwhile
+        try:
+            self._rig.ledger.take("graphs", size)
+        except BaseException:
+            cuda.destroy_graph(handle)
+            raise
+        self.drop(addresses)
+        others = sorted((graph.used, at) for at, graph in self.kept.items() if direct and graph.direct)
+        for _, at in others[: max(0, len(others) - DIRECT + 1)]:
+            self.drop(at)
+        stale_at = self._rig.stale_at(fixed=fixed, again=again)
+        self.kept[addresses] = Graph(handle, size=size, stale_at=stale_at, again=again, used=tick, direct=direct)
+
+    def drop(self, addresses: Addresses) -> None:
+        """Free one that does not run."""
+        graph = self.kept.pop(addresses, None)
+        if graph is not None:
+            self._rig.ledger.give("graphs", graph.size)
+            self._rig.cuda.destroy_graph(graph.handle)
+
+    def clear(self) -> None:
+        for addresses in list(self.kept):
+            self.drop(addresses)
+        self._seen.clear()
+
+
+class Shelf:
+    """All graphs of one lane, by piece, and how many there may be. `tick` counts the lane's runs."""
+
+    def __init__(self, rig: Rig) -> None:
+        self._rig = rig
+        self.pieces: dict[Piece, Graphs] = {}
+        self.tick = 0
+
+    def of(self, piece: Piece) -> Graphs:
+        """Those of a piece."""
+        found = self.pieces.get(piece)
+        if found is None:
+            if len(self.pieces) >= PIECES:
+                for other in [other for other, graphs in self.pieces.items() if not graphs.kept]:
+                    del self.pieces[other]
+            found = self.pieces[piece] = Graphs(self._rig)
+        return found
+
+    def has_room(self) -> bool:
+        """Whether one more graph may be kept: there are fewer than may be, or the least lately used has not been used
+        for so long that its place is better given to another. (To make room at every call would cost more than it
+        saves.)"""
+        used = [graph.used for graphs in self.pieces.values() for graph in graphs.kept.values()]
+        return len(used) < self._rig.graphs or self.tick - min(used) > PATIENCE * self._rig.graphs
+
+    def make_room(self) -> None:
+        """Free the least lately used, so that one more may be kept. Nothing of the lane runs now."""
+        kept = [(graph.used, at, graphs) for graphs in self.pieces.values() for at, graph in graphs.kept.items()]
+        kept.sort(key=lambda one: one[0])
+        for _, at, graphs in kept[: max(0, len(kept) - self._rig.graphs + 1)]:
+            graphs.drop(at)
+
+    def clear(self) -> None:
+        for graphs in self.pieces.values():
+            graphs.clear()
+        self.pieces.clear()

@@ -1,0 +1,80 @@
+"""What a lane holds of the GPU's memory: a context and buffers for each profile in use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from trtship.errors import DeviceError, GpuMemoryError
+from trtship.family.context import Context
+from trtship.session.piece import Piece
+from trtship.session.rig import Rig
+from trtship.session.slot import Slot
+
+SPARE = 32 << 20
+"""Bytes of free memory below which TensorRT may fail for want of it."""
+
+
+class Holdings:
+    """Made when they are first needed, on the lane's `stream`, and counted. Raises GpuMemoryError, DeviceError."""
+
+    def __init__(self, rig: Rig, stream: int) -> None:
+        self._rig, self._stream = rig, stream
+        self._contexts: dict[int, Context] = {}
+        self._slots: dict[int, Slot] = {}
+
+    def context(self, piece: Piece) -> Context:
+        """The context for a piece, whose outputs' shapes are known from then on. The first for a profile takes seconds
+        where kernels are to be compiled."""
+        context = self._contexts.get(piece.profile) or self._made(piece.profile)
+        if not piece.is_known:
+            piece.learn(self._rig.outputs, context.set_shapes(piece.shapes))
+        return context
+
+    def _made(self, profile: int) -> Context:
+        rig = self._rig
+        size = rig.engine.context_size(profile)
+        rig.ledger.take("contexts", size)
+        try:
+            with self.told_of_memory(size):
+                context = rig.engine.create_context(profile, self._stream)
+                rig.cuda.synchronize(self._stream)
+        except BaseException:
+            rig.ledger.give("contexts", size)
+            raise
+        self._contexts[profile] = context
+        rig.on_kernels(False)
+        return context
+
+    @contextmanager
+    def told_of_memory(self, size: int) -> Iterator[None]:
+        """What TensorRT fails in is put down to memory where there is too little of it for `size` bytes more, whatever
+        its log says; and to CUDA, where CUDA has a reason of its own."""
+        try:
+            yield
+        except GpuMemoryError:
+            raise
+        except DeviceError as error:
+            self._rig.cuda.synchronize(self._stream)
+            if self._rig.cuda.free_memory() < size + SPARE:
+                raise GpuMemoryError(error.what, why=f"the GPU's memory is full; {error.why}", do=error.do) from error
+            raise
+
+    def slot(self, piece: Piece, last: int) -> Slot:
+        """Buffers for a piece; `last` is the event of the lane's last run, which may use those that make way."""
+        slot = self._slots.get(piece.profile)
+        if slot is None or not slot.fits(piece):
+            context = self.context(piece)
+            if slot is not None:
+                self._rig.cuda.wait_on_host(last)
+                del self._slots[piece.profile]
+                slot.free()
+            slot = self._slots[piece.profile] = Slot(self._rig, piece, context)
+        return slot
+
+    def free(self) -> None:
+        """Nothing of the lane runs any more."""
+        while self._slots:
+            self._slots.popitem()[1].free()
+        while self._contexts:
+            self._rig.ledger.give("contexts", self._contexts.popitem()[1].size)

@@ -1,0 +1,221 @@
+"""One run at a time: the execution contexts that one caller uses, their CUDA graphs, and a stream of its own."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from trtship.errors import DeviceError, GpuFaultError, GpuMemoryError
+from trtship.family.context import Context
+from trtship.session.graphs import Addresses, Graphs, Shelf
+from trtship.session.holdings import Holdings
+from trtship.session.piece import Piece
+from trtship.session.rig import Rig
+from trtship.session.slot import HostArray
+
+
+class Lane:
+    """A context for each profile in use, and what was captured with it. It is held by one thread at a time; its runs
+    follow each other on the GPU, whatever streams they are on.
+
+    A piece is run eagerly the first time. From then on graphs replay it: on the caller's own addresses where those come
+    again, by way of buffers of the lane's where they do not. (Several graphs of one context at several shapes are what
+    NVIDIA's Triton server runs too: https://github.com/triton-inference-server/tensorrt_backend.)
+    """
+
+    def __init__(self, rig: Rig) -> None:
+        self._rig, self._cuda = rig, rig.cuda
+        self.held: Any = None
+        self.stream = rig.cuda.create_stream()
+        self._holdings = Holdings(rig, self.stream)
+        self._shelf = Shelf(rig)
+        self._pieces = self._shelf.pieces
+        self._done = rig.cuda.create_event()  # of the last run
+        self._gate = rig.cuda.create_event()  # of what the caller's stream has before a run
+        self._last = self.stream
+
+    # what every call does
+
+    def run(
+        self, piece: Piece, ins: Addresses, outs: Addresses, stream: int, *, steady: bool = False, poison: bool = False
+    ) -> None:
+        """Enqueue a piece on device memory, in the order of `stream`. `steady`: these addresses will come again.
+
+        Raises GpuMemoryError, GpuFaultError, DeviceError.
+        """
+        graphs = self._pieces.get(piece)
+        if graphs is not None:
+            addresses = ins + outs
+            graph = graphs.kept.get(addresses)
+            if graph is not None and graph.stale_at > time.monotonic():
+                cuda = self._cuda
+                if stream != self.stream or stream != self._last:  # a caller's handle may be a new stream's by now
+                    cuda.wait(stream, self._done)
+                if poison:
+                    self._fill(piece, outs, stream)
+                cuda.launch(graph.handle, stream)
+                cuda.record(self._done, stream)
+                self._last = stream
+                shelf = self._shelf
+                shelf.tick += 1
+                graphs.runs += 1
+                graph.used = shelf.tick
+                return
+        self._otherwise(piece, ins, outs, stream, steady=steady, poison=poison)
+
+    def hold(self, arrays: Any) -> None:
+        """Keep arrays alive that the last run reads, until it is done."""
+        self.held = arrays
+
+    def settle(self) -> None:
+        """Wait for the run that reads what is held, and let go of it."""
+        if self.held is not None:
+            self._cuda.wait_on_host(self._done)
+            self.held = None
+
+    def run_on_host(
+        self, piece: Piece, sources: Sequence[HostArray], results: Sequence[HostArray], *, poison: bool
+    ) -> None:
+        """Run a piece on arrays of the host, and wait for it."""
+        slot = self._holdings.slot(piece, self._done)
+        if self._last != self.stream:
+            self._cuda.wait(self.stream, self._done)
+        slot.load(sources, self.stream)
+        self.run(piece, slot.ins, slot.outs, self.stream, steady=True, poison=poison)
+        slot.unload(piece, self.stream)
+        self._cuda.synchronize(self.stream)
+        slot.take(results)
+
+    def run_bare(self, piece: Piece, ins: Addresses, outs: Addresses, stream: int) -> None:
+        """Enqueue a piece, and nothing else, on a stream that somebody captures. That graph may not be launched while
+        the session is called: both use this lane's memory."""
+        context = self.context(piece)
+        context.set_shapes(piece.shapes)
+        context.execute(dict(zip(self._rig.names, ins + outs, strict=True)), stream)
+
+    # what only some calls do
+
+    def context(self, piece: Piece) -> Context:
+        """The piece's context, and its outputs' shapes."""
+        return self._holdings.context(piece)
+
+    def _otherwise(
+        self, piece: Piece, ins: Addresses, outs: Addresses, stream: int, *, steady: bool, poison: bool
+    ) -> None:
+        self.context(piece)
+        shelf = self._shelf
+        graphs = shelf.of(piece)
+        graphs.runs += 1
+        shelf.tick += 1
+        addresses = ins + outs
+        if self._rig.graphs and graphs.runs > 1:
+            wanted = addresses in graphs.kept
+            wanted = wanted or ((steady or graphs.wants(addresses, shelf.tick)) and shelf.has_room())
+            if wanted:
+                self._capture(piece, graphs, ins, outs, stream, direct=not steady, poison=poison)
+                return
+            if not steady and self._by_copies(piece, graphs, ins, outs, stream, poison=poison):
+                return
+        self._enter(stream)
+        self._eager(piece, ins, outs, poison=poison)
+        self._leave(stream)
+
+    def _by_copies(
+        self, piece: Piece, graphs: Graphs, ins: Addresses, outs: Addresses, stream: int, *, poison: bool
+    ) -> bool:
+        """Through the graph of the lane's own buffers; False where there is no room for them, or it."""
+        try:
+            slot = self._holdings.slot(piece, self._done)
+        except GpuMemoryError:
+            return False
+        graph = graphs.kept.get(slot.ins + slot.outs)
+        if graph is None and not self._shelf.has_room():
+            return False
+        cuda = self._cuda
+        cuda.wait(stream, self._done)
+        for target, source, size in zip(slot.ins, ins, piece.in_bytes, strict=True):
+            cuda.copy(target, source, size, stream)
+        if graph is None or graph.stale_at <= time.monotonic():
+            cuda.record(self._done, stream)
+            self._last = stream
+            self._capture(piece, graphs, slot.ins, slot.outs, stream, direct=False, poison=poison)
+        else:
+            if poison:
+                self._fill(piece, slot.outs, stream)
+            cuda.launch(graph.handle, stream)
+            graph.used = self._shelf.tick
+        for target, source, size in zip(outs, slot.outs, piece.out_bytes, strict=True):
+            cuda.copy(target, source, size, stream)
+        cuda.record(self._done, stream)
+        self._last = stream
+        return True
+
+    def _capture(
+        self, piece: Piece, graphs: Graphs, ins: Addresses, outs: Addresses, stream: int, *, direct: bool, poison: bool
+    ) -> None:
+        """Run eagerly, as must be before a capture, and keep a graph of it for the next time."""
+        self._enter(stream)
+        self._eager(piece, ins, outs, poison=poison)
+        self._leave(stream)
+        self._cuda.synchronize(self.stream)
+        addresses, context = ins + outs, self.context(piece)
+        if addresses not in graphs.kept:
+            self._shelf.make_room()
+        named = dict(zip(self._rig.names, addresses, strict=True))
+        try:
+            graphs.capture(
+                addresses,
+                lambda: context.execute(named, self.stream),
+                self.stream,
+                fixed=piece.fixed,
+                tick=self._shelf.tick,
+                direct=direct,
+            )
+        except GpuFaultError:
+            raise
+        except DeviceError as error:
+            self._rig.captured(f"{error.what} ({error.why})")
+            return
+        self._rig.captured()
+        self._rig.on_kernels(True)
+
+    def _eager(self, piece: Piece, ins: Addresses, outs: Addresses, *, poison: bool) -> None:
+        if poison:
+            self._fill(piece, outs, self.stream)
+        context = self.context(piece)
+        context.set_shapes(piece.shapes)
+        with self._holdings.told_of_memory(0):
+            context.execute(dict(zip(self._rig.names, ins + outs, strict=True)), self.stream)
+
+    def _enter(self, stream: int) -> None:
+        """The lane's stream goes on after the last run, and after what the caller's stream has."""
+        if self._last != self.stream:
+            self._cuda.wait(self.stream, self._done)
+        if stream != self.stream:
+            self._cuda.record(self._gate, stream)
+            self._cuda.wait(self.stream, self._gate)
+
+    def _leave(self, stream: int) -> None:
+        """The caller's stream goes on after the lane's."""
+        self._cuda.record(self._done, self.stream)
+        self._last = self.stream
+        if stream != self.stream:
+            self._cuda.wait(stream, self._done)
+
+    def _fill(self, piece: Piece, outs: Addresses, stream: int) -> None:
+        for address, size in zip(outs, piece.out_bytes, strict=True):
+            self._cuda.fill(address, 0xFF, size, stream)
+
+    def trim(self) -> None:
+        """Free all graphs, contexts and buffers."""
+        self._cuda.wait_on_host(self._done)
+        self.held = None
+        self._shelf.clear()
+        self._holdings.free()
+
+    def close(self) -> None:
+        self.trim()
+        self._cuda.destroy_event(self._done)
+        self._cuda.destroy_event(self._gate)
+        self._cuda.destroy_stream(self.stream)

@@ -1,0 +1,143 @@
+"""How a call's arrays are run: as they are, or in parts that the plan takes and that memory has room for."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Hashable, Mapping, Sequence
+from typing import NamedTuple
+
+from trtship.errors import GpuMemoryError
+from trtship.family import Engine
+from trtship.family.profiles import narrowest
+from trtship.session.call import Call
+from trtship.session.piece import Piece
+from trtship.session.split import split_rows, splits_by
+from trtship.spec import ShapeRange, TensorSpec
+
+Addresses = tuple[int, ...]
+KNOWN = 512
+"""Sets of shapes that are remembered."""
+
+
+class Step(NamedTuple):
+    """One run: `rows` rows from row `begin` on."""
+
+    piece: Piece
+    begin: int
+    rows: int
+
+
+class Plan:
+    """The steps of a call; `natives` are the outputs' dtypes as the caller's package names them, `targets` what
+    `Kind.key` says of arrays that were found to fit as the one output."""
+
+    __slots__ = ("_batched", "natives", "piece", "rows", "steps", "targets")
+
+    def __init__(
+        self, call: Call, steps: Sequence[Step], batched: Sequence[bool], outputs: Sequence[TensorSpec]
+    ) -> None:
+        self.steps, self.rows = tuple(steps), call.rows
+        self.piece = self.steps[0].piece if len(self.steps) == 1 else None  # where it is run as it is
+        self.natives = tuple(call.kind.native(spec.dtype) if call.on_gpu else None for spec in outputs)
+        self._batched = tuple(batched)
+        self.targets: set[Hashable] = set()
+
+    @property
+    def largest(self) -> int:
+        return max(step.rows for step in self.steps)
+
+    @property
+    def out_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Of the whole call; known once each piece is."""
+        shapes = self.steps[0].piece.out_shapes
+        return shapes if self.piece is not None else tuple((self.rows or 0, *shape[1:]) for shape in shapes)
+
+    def inputs_of(self, step: Step, ins: Addresses) -> Addresses:
+        """Where a step's inputs begin, in those of the whole call."""
+        if self.piece is not None:
+            return ins
+        sizes = zip(ins, step.piece.in_bytes, self._batched, strict=True)
+        return tuple(address + (step.begin * (size // step.rows) if moves else 0) for address, size, moves in sizes)
+
+    def outputs_of(self, step: Step, outs: Addresses) -> Addresses:
+        if self.piece is not None:
+            return outs
+        sizes = zip(outs, step.piece.out_bytes, strict=True)
+        return tuple(address + step.begin * (size // step.rows) for address, size in sizes)
+
+    def takes_rows(self, index: int) -> bool:
+        """Whether an input has a row for each of the batch's."""
+        return self._batched[index]
+
+
+class Plans:
+    """The pieces of a session, one object for each set of shapes, and the calls that are made of them."""
+
+    def __init__(
+        self,
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+        ranges: Mapping[str, ShapeRange],
+        engine: Engine,
+    ) -> None:
+        self._inputs, self._outputs, self._engine = inputs, outputs, engine
+        self._letter = splits_by(inputs, outputs, ranges)
+        self._limits = ranges[self._letter] if self._letter else None
+        self._batched = [bool(spec.shape) and spec.shape[0] == self._letter for spec in inputs]
+        self._pieces: dict[tuple[tuple[int, ...], ...], Piece] = {}
+        self._lock = threading.Lock()
+        self.most = self._limits.max if self._limits else 0
+        """Rows that are run at once, at most; fewer than the plan takes, once memory ran out."""
+
+    def piece(self, shapes: tuple[tuple[int, ...], ...]) -> Piece:
+        """Raises InputError for shapes that no profile takes."""
+        with self._lock:
+            found = self._pieces.get(shapes)
+            if found is None:
+                named = {spec.name: shape for spec, shape in zip(self._inputs, shapes, strict=True)}
+                profile = narrowest(self._engine.profiles, named)
+                fixed = self._engine.is_fixed(profile)
+                found = Piece(self._inputs, shapes, profile=profile, fixed=fixed)
+                if len(self._pieces) >= KNOWN:
+                    self._pieces.pop(next(iter(self._pieces)))
+                self._pieces[shapes] = found
+            return found
+
+    def plan(self, call: Call) -> Plan:
+        """Raises InputError for shapes that no profile takes."""
+        parts = call.parts
+        if self._limits is not None and call.rows is not None and max(parts) > self.most:
+            limits = ShapeRange(min=self._limits.min, opt=self.most, max=self.most)
+            parts = split_rows(call.rows, limits) or parts
+        steps, begin = [], 0
+        for rows in parts:
+            shapes = call.shapes
+            if len(parts) > 1:
+                shapes = tuple(
+                    (rows, *shape[1:]) if moves else shape
+                    for shape, moves in zip(call.shapes, self._batched, strict=True)
+                )
+            steps.append(Step(self.piece(shapes), begin, rows))
+            begin += rows
+        return Plan(call, steps, self._batched, self._outputs)
+
+    def smaller(self, call: Call, plan: Plan, error: GpuMemoryError) -> Plan:
+        """The next smaller parts: those of a size that the plan has kernels of its own for, else halves. Raises `error`
+        where there are none."""
+        rows = plan.largest
+        if self._limits is None or call.rows is None or rows <= self._limits.min:
+            raise error
+        own = [size for size in self._own_sizes() if self._limits.min <= size < rows]
+        most = max(own) if own else max(rows // 2, self._limits.min)
+        with self._lock:
+            self.most = min(self.most, most)
+        found = self.plan(call)
+        if found.largest >= rows:  # no parts of that size add up
+            raise error
+        return found
+
+    def _own_sizes(self) -> list[int]:
+        """Batches for which there is a profile of one size."""
+        name = self._inputs[0].name
+        profiles = self._engine.profiles
+        return [profiles[i][name][0][0] for i in range(len(profiles)) if self._engine.is_fixed(i)]

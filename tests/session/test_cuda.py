@@ -1,0 +1,78 @@
+"""The calls to CUDA on a machine without a GPU: each reaches the runtime with arguments that its bindings take, and
+CUDA's refusal comes back as an error of ours. What they do, tests/gpu tells."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from trtship.errors import DeviceError, GpuFaultError, GpuMemoryError
+from trtship.gpu import list_gpus
+from trtship.session.cuda import Cuda
+
+pytest.importorskip("cuda.bindings.runtime")
+pytestmark = pytest.mark.skipif(bool(list_gpus()), reason="this machine has a GPU")
+MEMORY = ctypes.create_string_buffer(64)
+HERE = ctypes.addressof(MEMORY)
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> Cuda:
+    with monkeypatch.context() as patched:
+        patched.setattr(Cuda, "select", lambda self: None)
+        return Cuda()
+
+
+CALLS: dict[str, Callable[[Cuda], Any]] = {
+    "select": lambda c: c.select(),
+    "switch": lambda c: c.switch(),
+    "device_name": lambda c: c.device_name(),
+    "free_memory": lambda c: c.free_memory(),
+    "create_stream": lambda c: c.create_stream(),
+    "destroy_stream": lambda c: c.destroy_stream(0x1000),
+    "synchronize": lambda c: c.synchronize(0),
+    "is_capturing": lambda c: c.is_capturing(0),
+    "create_event": lambda c: c.create_event(),
+    "destroy_event": lambda c: c.destroy_event(0x1000),
+    "record": lambda c: c.record(0x1000, 0),
+    "wait": lambda c: c.wait(0, 0x1000),
+    "wait_on_host": lambda c: c.wait_on_host(0x1000),
+    "allocate": lambda c: c.allocate(64),
+    "free": lambda c: c.free(HERE),
+    "allocate_pinned": lambda c: c.allocate_pinned(64),
+    "free_pinned": lambda c: c.free_pinned(HERE),
+    "fill": lambda c: c.fill(HERE, 0xFF, 4, 0),
+    "to_device": lambda c: c.to_device(HERE, HERE + 32, 4, 0),
+    "to_host": lambda c: c.to_host(HERE, HERE + 32, 4, 0),
+    "copy": lambda c: c.copy(HERE, HERE + 32, 4, 0),
+    "capture": lambda c: c.capture(lambda: None, 0),
+    "launch": lambda c: c.launch(0x1000, 0),
+    "destroy_graph": lambda c: c.destroy_graph(0x1000),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_what_cuda_refuses_is_an_error_in_its_own_words(cuda: Cuda, name: str) -> None:
+    with pytest.raises(DeviceError, match=r"CUDA: .+") as caught:
+        CALLS[name](cuda)
+    assert "CUDA error" in caught.value.why
+
+
+def test_every_call_is_tried_here() -> None:
+    own = {name for name, value in vars(Cuda).items() if callable(value) and not name.startswith("_")}
+    assert own - CALLS.keys() == {"error", "selected", "back", "is_pinned"}
+
+
+def test_memory_that_cuda_does_not_know_is_not_pinned(cuda: Cuda) -> None:
+    assert not cuda.is_pinned(HERE)
+
+
+def test_what_an_error_code_means(cuda: Cuda) -> None:
+    assert type(cuda.error(2)) is GpuMemoryError
+    for code in (700, 710, 719, 214):
+        assert type(cuda.error(code)) is GpuFaultError
+    for code in (1, 35, 900, 901):
+        assert type(cuda.error(code)) is DeviceError

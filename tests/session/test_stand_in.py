@@ -1,0 +1,486 @@
+"""What a TensorRT session decides and keeps count of, over stand-ins for CUDA and TensorRT (`fake_gpu`). Whether CUDA
+and TensorRT do what is asked of them, only tests/gpu can tell."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import multiprocessing
+import os
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from fake_gpu import FakeCuda, FakeEngine, OnGpu, array_at, fake_session
+
+from trtship.errors import ForkedError, GpuFaultError, GpuMemoryError, InputError, OutputError
+from trtship.session.tensorrt import TensorRTSession
+
+Opened = tuple[TensorRTSession, FakeCuda, FakeEngine]
+Opens = Callable[..., Opened]
+
+
+@pytest.fixture
+def opens(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Opens]:
+    sessions: list[TensorRTSession] = []
+
+    def opened(**options: Any) -> Opened:
+        session, cuda, engine = fake_session(monkeypatch, tmp_path, **options)
+        sessions.append(session)
+        return session, cuda, engine
+
+    yield opened
+    for session in sessions:
+        session.close()
+
+
+def rows(count: int, seed: int = 0) -> np.ndarray[Any, Any]:
+    return np.random.default_rng(seed).standard_normal((count, 4)).astype(np.float32)
+
+
+def right(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    return 2 * x + 1
+
+
+def steps(cuda: FakeCuda, call: Callable[[], object]) -> list[str]:
+    """The calls that were made, but for copies to and from the host."""
+    cuda.calls.clear()
+    call()
+    return [name for name in cuda.calls if name not in ("to_device", "to_host")]
+
+
+def test_a_size_runs_eagerly_once_and_then_by_its_graph(opens: Opens) -> None:
+    session, cuda, _ = opens()
+    x = rows(4)
+    seen = [steps(cuda, lambda: np.testing.assert_array_equal(session.infer({"x": x})["y"], right(x))) for _ in "abcd"]
+    assert seen == [["execute"], ["execute", "capture", "execute"], ["launch"], ["launch"]]
+    assert session.memory.graphs_kept == 1
+
+
+def test_warm_up_makes_all_that_is_made_at_first_use(opens: Opens) -> None:
+    session, cuda, engine = opens()
+    session.warm_up([1, 4, 8])
+    contexts = len(engine.contexts)
+    for n in (1, 4, 8):
+        assert steps(cuda, lambda n=n: session.infer({"x": rows(n)})) == ["launch"]  # type: ignore[misc]
+    assert len(engine.contexts) == contexts
+
+
+def test_without_graphs_everything_runs_eagerly_and_gives_the_same(opens: Opens) -> None:
+    session, cuda, _ = opens(graphs=0)
+    for n in (4, 4, 4, 8, 9):
+        np.testing.assert_array_equal(session.infer({"x": rows(n)})["y"], right(rows(n)))
+    assert "launch" not in cuda.calls
+    assert "capture" not in cuda.calls
+
+
+def test_a_plan_that_cannot_be_captured_runs_without_graphs_and_says_so_once(opens: Opens) -> None:
+    session, _, engine = opens()
+    engine.refuses_capture = True
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for n in (4, 4, 4, 8, 8, 8):
+            np.testing.assert_array_equal(session.infer({"x": rows(n)})["y"], right(rows(n)))
+    assert ["without CUDA graphs" in str(one.message) for one in told] == [True]
+
+
+def test_the_graphs_of_a_context_are_bounded_and_the_least_used_go(opens: Opens) -> None:
+    session, cuda, _ = opens(graphs=3)
+    for n in (1, 2, 3, 4, 5, 6, 7, 8):
+        for _ in range(3):
+            np.testing.assert_array_equal(session.infer({"x": rows(n)})["y"], right(rows(n)))
+    assert session.memory.graphs_kept == len(cuda.graphs) == 3
+    assert steps(cuda, lambda: session.infer({"x": rows(1)})) == ["launch"]
+    assert steps(cuda, lambda: session.infer({"x": rows(8)})) == ["execute"]  # none has been idle for long enough
+    for _ in range(3 * 8):
+        session.infer({"x": rows(1)})
+    assert "capture" in steps(cuda, lambda: session.infer({"x": rows(8)}))
+    assert steps(cuda, lambda: session.infer({"x": rows(8)})) == ["launch"]
+    assert steps(cuda, lambda: session.infer({"x": rows(1)})) == ["launch"]
+    assert "capture" in steps(cuda, lambda: session.infer({"x": rows(2)}))  # 2 had made way for 8, and 3 does for 2
+    assert session.memory.graphs_kept == len(cuda.graphs) == 3
+
+
+def test_graphs_of_open_sizes_are_captured_anew_once_kernels_may_have_been_replaced(
+    opens: Opens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session, cuda, _ = opens()
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    for n in (3, 4):
+        session.infer({"x": rows(n)})
+        session.infer({"x": rows(n)})
+    seen = []
+    for _ in range(4):
+        now[0] += 100
+        seen.append((steps(cuda, lambda: session.infer({"x": rows(3)})).count("capture"),))
+    assert seen == [(1,), (1,), (0,), (0,)]
+    assert steps(cuda, lambda: session.infer({"x": rows(4)})) == ["launch"]  # a size with kernels of its own
+
+
+def results_of(session: TensorRTSession, x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Of an array on the stand-in's GPU; the result's memory is kept from being used again at once."""
+    found = session.infer({"x": OnGpu(x)})["y"]
+    kept.append(found)
+    return array_at(found.address, found.shape)
+
+
+kept: list[Any] = []
+
+
+def test_addresses_that_come_again_are_used_in_place_and_others_by_way_of_buffers(opens: Opens) -> None:
+    session, cuda, _ = opens()
+    for seed in range(4):  # new memory each time
+        x = rows(4, seed)
+        seen = steps(cuda, lambda x=x: np.testing.assert_array_equal(results_of(session, x), right(x)))  # type: ignore[misc]
+        if seed:
+            assert seen[-3:] in (["copy", "launch", "copy"], ["capture", "execute", "copy"])
+    x = rows(4, 9)
+    out = OnGpu(np.zeros((4, 4), np.float32))
+    seen = []
+    for _ in range(4):
+        seen.append(steps(cuda, lambda: session.infer({"x": OnGpu(x)}, out=out)))
+        np.testing.assert_array_equal(out.array, right(x))
+    assert seen[-1] == ["launch"]
+    kept.clear()
+
+
+def test_a_graph_of_addresses_is_never_used_for_others(opens: Opens) -> None:
+    """Buffers that come, go and come again at other sizes and addresses."""
+    session, _, _ = opens()
+    rng = np.random.default_rng(3)
+    pool = [np.zeros((n, 4), np.float32) for n in (1, 4, 4, 8, 3, 11)]
+    for _ in range(300):
+        x = pool[rng.integers(len(pool))]
+        x[...] = rng.standard_normal(x.shape)
+        np.testing.assert_array_equal(results_of(session, x), right(x))
+        if len(kept) > 5:
+            del kept[: rng.integers(5)]
+    kept.clear()
+    assert session.memory.graphs_kept <= 32
+
+
+@pytest.mark.parametrize("count", [9, 16, 20, 33])
+def test_a_batch_beyond_the_largest_is_run_in_parts(opens: Opens, count: int) -> None:
+    session, _, _ = opens()
+    x = rows(count)
+    for _ in range(3):
+        np.testing.assert_array_equal(session.infer({"x": x})["y"], right(x))
+        np.testing.assert_array_equal(session.infer({"x": torch.from_numpy(x)})["y"].numpy(), right(x))
+        np.testing.assert_array_equal(results_of(session, x), right(x))
+    kept.clear()
+
+
+def test_results_go_where_out_says(opens: Opens) -> None:
+    session, _, _ = opens()
+    x, out = rows(12), np.zeros((12, 4), np.float32)
+    assert session.infer({"x": x}, out=out)["y"] is out
+    np.testing.assert_array_equal(out, right(x))
+    tensor = torch.zeros(12, 4)
+    assert session.infer({"x": torch.from_numpy(x)}, out={"y": tensor})["y"] is tensor
+    np.testing.assert_array_equal(tensor.numpy(), right(x))
+
+
+@pytest.mark.parametrize(
+    ("out", "why"),
+    [
+        (np.zeros((3, 4), np.float32), r"\[3, 4\]"),
+        (np.zeros((4, 4), np.float64), "float64"),
+        (np.zeros((4, 8), np.float32)[:, ::2], "not contiguous"),
+        (torch.zeros(4, 4), "torch tensor"),
+        ({"z": np.zeros((4, 4), np.float32)}, "they are y"),
+        (3, "a int"),
+        (np.broadcast_to(np.float32(0), (4, 4)), "not contiguous"),
+    ],
+)
+def test_an_out_that_does_not_fit_is_refused(opens: Opens, out: Any, why: str) -> None:
+    session, _, _ = opens()
+    with pytest.raises(OutputError, match=why):
+        session.infer({"x": rows(4)}, out=out)
+
+
+def test_arrays_of_another_gpu_and_gaps_in_foreign_arrays_are_refused_with_the_spec(opens: Opens) -> None:
+    session, _, _ = opens()
+
+    class Elsewhere(OnGpu):
+        def __dlpack_device__(self) -> tuple[int, int]:
+            return 2, 1
+
+    with pytest.raises(InputError, match="cuda:1"):
+        session.infer({"x": Elsewhere(rows(4))})
+    with pytest.raises(InputError, match="not contiguous") as caught:
+        session.infer({"x": OnGpu(rows(8)[::2])})
+    assert "x: float32 [B, 4]" in caught.value.do
+
+
+def test_host_arrays_with_gaps_are_staged_as_they_are(opens: Opens) -> None:
+    session, _, _ = opens()
+    x = rows(8)
+    np.testing.assert_array_equal(session.infer({"x": x[::2]})["y"], right(x[::2]))
+    transposed = np.asfortranarray(x)
+    np.testing.assert_array_equal(session.infer({"x": transposed})["y"], right(x))
+
+
+@pytest.mark.parametrize("ahead", [0, 1, 2, 4])
+def test_map_gives_what_infer_gives_in_order(opens: Opens, ahead: int) -> None:
+    session, _, _ = opens()
+    sizes = [4, 4, 8, 1, 20, 4, 8, 3, 8, 8, 4, 9]
+    buffer = np.zeros((20, 4), np.float32)  # filled anew for each item, as a reader of frames may do
+
+    def batches() -> Iterator[dict[str, Any]]:
+        for seed, size in enumerate(sizes):
+            buffer[:size] = rows(size, seed)
+            yield {"x": buffer[:size]}
+
+    for _ in range(3):
+        found = [result["y"] for result in session.map(batches(), ahead=ahead)]
+        for seed, (size, y) in enumerate(zip(sizes, found, strict=True)):
+            np.testing.assert_array_equal(y, right(rows(size, seed)))
+
+
+def test_map_takes_torch_and_arrays_of_the_gpu(opens: Opens) -> None:
+    session, _, _ = opens()
+    mixed: list[Any] = [torch.from_numpy(rows(4, 1)), OnGpu(rows(4, 2)), rows(4, 3)]
+    first, second, third = (result["y"] for result in session.map({"x": x} for x in mixed))
+    assert isinstance(first, torch.Tensor)
+    np.testing.assert_array_equal(first.numpy(), right(rows(4, 1)))
+    np.testing.assert_array_equal(array_at(second.address, second.shape), right(rows(4, 2)))
+    np.testing.assert_array_equal(third, right(rows(4, 3)))
+
+
+def test_map_refuses_in_turn_and_may_be_left_early(opens: Opens) -> None:
+    session, _, _ = opens()
+    results = session.map([{"x": rows(4)}, {"x": rows(4).astype(np.float64)}])
+    np.testing.assert_array_equal(next(results)["y"], right(rows(4)))
+    with pytest.raises(InputError, match="float64"):
+        next(results)
+    for _ in session.map({"x": rows(4)} for _ in range(9)):
+        break
+    np.testing.assert_array_equal(session.infer({"x": rows(4)})["y"], right(rows(4)))
+
+
+def test_a_session_may_be_called_while_it_maps(opens: Opens) -> None:
+    session, _, _ = opens(max_contexts=1)
+    for result in session.map({"x": rows(4)} for _ in range(5)):
+        np.testing.assert_array_equal(session.infer({"x": result["y"]})["y"], right(right(rows(4))))
+
+
+def test_any_number_of_threads(opens: Opens) -> None:
+    session, _, engine = opens(max_contexts=3)
+    wrong: list[BaseException] = []
+
+    def work(seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        try:
+            for _ in range(60):
+                x = rows(int(rng.integers(1, 21)), int(rng.integers(1000)))
+                if rng.random() < 0.5:
+                    np.testing.assert_array_equal(session.infer({"x": x})["y"], right(x))
+                else:
+                    found = session.infer({"x": OnGpu(x)})["y"]
+                    np.testing.assert_array_equal(array_at(found.address, found.shape), right(x))
+        except BaseException as error:
+            wrong.append(error)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert len(engine.contexts) <= 3 * 3  # a context for each of three profiles, on each of three lanes
+
+
+def test_asyncio_keeps_its_loop_and_forgets_what_is_cancelled(opens: Opens) -> None:
+    session, _, _ = opens()
+
+    async def main() -> None:
+        many = [session.ainfer({"x": rows(4, seed)}) for seed in range(20)]
+        for seed, found in enumerate(await asyncio.gather(*many)):
+            np.testing.assert_array_equal(found["y"], right(rows(4, seed)))
+        task = asyncio.create_task(session.ainfer({"x": rows(8)}))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        on_gpu = (await session.ainfer({"x": OnGpu(rows(4))}))["y"]
+        np.testing.assert_array_equal(array_at(on_gpu.address, on_gpu.shape), right(rows(4)))
+        with pytest.raises(InputError):
+            await session.ainfer({"x": rows(4).astype(np.float16)})
+
+    asyncio.run(main())
+
+
+def test_out_of_memory_runs_smaller_parts_and_says_so_once(opens: Opens) -> None:
+    session, cuda, _ = opens(memory_limit=8.5)  # a context for 4 takes 4 MiB, one for 8 takes 8, the weights take 1
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for n in (8, 8, 8, 20):
+            np.testing.assert_array_equal(session.infer({"x": rows(n)})["y"], right(rows(n)))
+            assert session.memory.total <= 8.5
+    assert ["at most 4 rows" in str(one.message) for one in told] == [True]
+    assert "launch" in steps(cuda, lambda: session.infer({"x": rows(8)}))
+
+
+def test_arrays_of_the_gpu_and_streams_of_batches_run_in_parts_too(opens: Opens) -> None:
+    session, _, _ = opens(memory_limit=8.5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        for _ in range(3):
+            np.testing.assert_array_equal(results_of(session, rows(8)), right(rows(8)))
+        for result in session.map({"x": rows(8)} for _ in range(4)):
+            np.testing.assert_array_equal(result["y"], right(rows(8)))
+    kept.clear()
+
+
+def test_what_fits_in_no_part_is_an_error_that_names_the_limit(opens: Opens) -> None:
+    with pytest.raises(GpuMemoryError, match="memory limit") as caught:
+        opens(memory_limit=3)
+    assert "memory_limit is 3 MiB" in caught.value.why
+
+
+def test_what_others_do_not_need_is_given_up_first(opens: Opens) -> None:
+    """Room for one context at a time: each size gets its own, and none is cut, until it has gone on for too long."""
+    session, _, engine = opens(memory_limit=9.5)
+    session.infer({"x": rows(8)})
+    session.infer({"x": rows(4)})
+    assert len(engine.contexts) >= 3
+    assert session.memory.contexts_open == 1
+
+
+def test_a_lost_gpu_is_told_at_every_later_call(opens: Opens) -> None:
+    session, cuda, _ = opens()
+    session.infer({"x": rows(4)})
+    cuda.fault = True
+    with pytest.raises(GpuFaultError, match="illegal memory access"):
+        session.infer({"x": rows(4)})
+    cuda.fault = False
+    for call in (
+        lambda: session.infer({"x": rows(4)}),
+        lambda: session.infer({"x": OnGpu(rows(4))}),
+        lambda: list(session.map([{"x": rows(4)}])),
+    ):
+        with pytest.raises(GpuFaultError, match="this session is lost") as caught:
+            call()
+    assert "illegal memory access" in caught.value.why
+    cuda.fault = True
+    session.close()
+    with pytest.raises(InputError, match="closed"):
+        session.infer({"x": rows(4)})
+
+
+def everything_is_free(cuda: FakeCuda) -> bool:
+    return not (cuda.memory or cuda.pinned or cuda.handles or cuda.graphs)
+
+
+def test_closing_frees_everything(opens: Opens) -> None:
+    session, cuda, engine = opens()
+    for n in (1, 4, 4, 8, 20):
+        session.infer({"x": rows(n)})
+        session.infer({"x": OnGpu(rows(n))})
+    list(session.map({"x": rows(4)} for _ in range(5)))
+    assert session.memory.total > 0
+    session.close()
+    session.close()
+    gc.collect()
+    assert everything_is_free(cuda)
+    assert engine.closed
+    assert (session.memory.contexts, session.memory.buffers, session.memory.graphs_kept) == (0, 0, 0)
+
+
+def test_a_session_that_is_let_go_of_frees_everything_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    session, cuda, engine = fake_session(monkeypatch, tmp_path)
+    session.infer({"x": rows(4)})
+    list(session.map({"x": rows(4)} for _ in range(5)))
+    gc.disable()
+    try:
+        del session
+        assert everything_is_free(cuda)
+        assert engine.closed
+    finally:
+        gc.enable()
+
+
+def test_closing_while_others_call_and_map(opens: Opens) -> None:
+    session, cuda, _ = opens()
+    ends: list[str] = []
+
+    def work() -> None:
+        try:
+            while True:
+                session.infer({"x": rows(4)})
+        except InputError as error:
+            ends.append(error.what)
+
+    mapped = session.map({"x": rows(4)} for _ in range(9))
+    next(mapped)
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.05)
+    session.close()
+    for thread in threads:
+        thread.join(10)
+    assert ends == ["this session is closed"] * 4
+    with pytest.raises(InputError, match="closed"):
+        list(mapped)
+    gc.collect()
+    assert everything_is_free(cuda)
+
+
+def in_child(session: TensorRTSession, told: Any) -> None:
+    try:
+        session.infer({"x": rows(4)})
+        told.put("it ran")
+    except ForkedError as error:
+        told.put(str(error))
+    session.close()
+
+
+def test_a_forked_child_is_refused_and_the_parent_goes_on(opens: Opens) -> None:
+    session, _, _ = opens()
+    session.infer({"x": rows(4)})
+    context = multiprocessing.get_context("fork")
+    told = context.Queue()
+    child = context.Process(target=in_child, args=(session, told))
+    child.start()
+    message = told.get(timeout=30)
+    child.join(30)
+    assert child.exitcode == 0
+    assert "before the process forked" in message
+    assert "spawn" in message
+    np.testing.assert_array_equal(session.infer({"x": rows(4)})["y"], right(rows(4)))
+
+
+def test_the_kernels_that_were_kept_spare_the_first_context(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from trtship.session.kernel_store import KernelStore
+
+    session, _, engine = fake_session(monkeypatch, tmp_path)
+    assert len(engine.contexts) == 1  # whether the plan runs here is told at once
+    session.close()
+    monkeypatch.setattr(KernelStore, "load", lambda self: setattr(self, "state", "kept") or b"")
+    session, _, engine = fake_session(monkeypatch, tmp_path)
+    assert engine.contexts == []
+    session.close()
+
+
+def test_poison_reaches_what_the_graph_writes(opens: Opens) -> None:
+    session, _, engine = opens()
+    x = rows(4)
+    for _ in range(3):
+        session.infer({"x": x})
+    session.poison = True
+    np.testing.assert_array_equal(session.infer({"x": x})["y"], right(x))
+    monkey = engine.contexts[-1]
+    monkey.execute = lambda addresses, stream: None  # type: ignore[method-assign]
+    session._runs.trim()
+    engine.create_context = lambda profile, stream: monkey  # type: ignore[method-assign]
+    for _ in range(4):
+        assert np.isnan(session.infer({"x": x})["y"]).all()
+    assert os.getpid()
