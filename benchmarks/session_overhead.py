@@ -183,7 +183,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "session_overhead.json")
     arguments = parser.parse_args()
     bundle = Bundle.open(arguments.bundle)
-    with trtship.load(bundle, runtime="tensorrt") as session:
+    with trtship.load(bundle, runtime="tensorrt", fast=True) as session:
         rows = [compare(bundle, session, batch) for batch in arguments.batches]
         mapped = streams_of_batches(bundle, session, arguments.map_batch)
         memory = session.memory._asdict()

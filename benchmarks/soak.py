@@ -160,7 +160,7 @@ def main() -> int:
     arguments = parser.parse_args()
     cuda = Cuda()
     total = torch.cuda.mem_get_info()[1]
-    with trtship.load(arguments.bundle, runtime="tensorrt") as session:
+    with trtship.load(arguments.bundle, runtime="tensorrt", fast=True) as session:
         limits = session.ranges["B"]
         session.warm_up(sorted({limits.min, limits.opt, limits.max}))
         soak = Soak(session, arguments.minutes * 60)

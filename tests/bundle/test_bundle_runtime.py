@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 import numpy as np
@@ -15,7 +15,7 @@ import trtship
 from deployed import copy_of
 from trtship.bundle import Bundle, runtime
 from trtship.bundle.bundle import write_manifest
-from trtship.errors import DependencyError, DeviceError
+from trtship.errors import DependencyError, DeviceError, SpecError
 from trtship.family import installed_families
 from trtship.gpu import Gpu
 from trtship.session.base import Session
@@ -26,14 +26,17 @@ pytestmark = pytest.mark.skipif(not installed_families(), reason="needs TensorRT
 
 
 class Plan(Session):
-    """Takes the place of TensorRTSession for the colours: remembers the plans it was given, refuses as many as
-    `refused` says, and gives what that model gives."""
+    """Takes the place of the sessions that run plans: remembers those it was given, refuses as many as `refused` says,
+    and gives what the colours give."""
 
     refused = 0
     wrong = False
     given: list[bytes]
 
-    def __init__(self, plan: bytes, family: Any, *, inputs: Any, outputs: Any, **_: Any) -> None:
+    options: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, plan: bytes, family: Any, *, inputs: Any, outputs: Any, **options: Any) -> None:
+        self.options.update(options)
         type(self).given.append(plan)
         if self.refused:
             type(self).refused -= 1
@@ -47,11 +50,12 @@ class Plan(Session):
 @pytest.fixture
 def stand_in(deployed: Deployed, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> type[Plan]:
     deployed("colours", "fp16")  # before there is a GPU
-    fresh = type("Fresh", (Plan,), {"given": []})
+    fresh = type("Fresh", (Plan,), {"given": [], "options": {}})
     monkeypatch.setenv("TRTSHIP_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(runtime, "list_gpus", lambda: (GPU,))
     monkeypatch.setattr(runtime, "Cuda", lambda device: None)
-    monkeypatch.setattr(runtime, "TensorRTSession", fresh)
+    monkeypatch.setattr(runtime, "PlainTensorRTSession", fresh)
+    monkeypatch.setattr(runtime, "TensorRTSession", type("Fast", (fresh,), {}))
     return fresh
 
 
@@ -61,6 +65,18 @@ def test_the_bundles_own_plan_comes_first(deployed: Deployed, stand_in: type[Pla
         assert session.runtime.endswith("on a stand-in: the bundle's own plan")
     assert stand_in.given == [(folder / "model.plan").read_bytes()]
     assert not (tmp_path / "cache").exists()
+
+
+def test_contexts_memory_and_graphs_are_of_the_fast_session(deployed: Deployed, stand_in: type[Plan]) -> None:
+    folder = deployed("colours", "fp16")
+    with trtship.load(folder) as session:
+        assert type(session._session).__name__ == "Fresh"
+        assert not {"max_contexts", "memory_limit", "graphs"} & stand_in.options.keys()
+    with trtship.load(folder, fast=True, max_contexts=4) as session:
+        assert type(session._session).__name__ == "Fast"
+        assert (stand_in.options["max_contexts"], stand_in.options["graphs"]) == (4, 32)
+    with pytest.raises(SpecError, match="graphs cannot be chosen here"):
+        trtship.load(folder, graphs=0)
 
 
 def test_a_plan_that_does_not_fit_is_rebuilt_once_and_remembered(

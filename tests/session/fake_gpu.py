@@ -222,7 +222,7 @@ class FakeEngine:
     def context_size(self, profile: int) -> int:
         return self.profiles[profile]["x"][2][0] * 2**20
 
-    def create_context(self, profile: int, stream: int) -> FakeContext:
+    def create_context(self, profile: int, stream: int, *, eager: bool = True) -> FakeContext:
         self.contexts.append(FakeContext(self, profile, self.context_size(profile)))
         return self.contexts[-1]
 

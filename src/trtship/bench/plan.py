@@ -10,7 +10,7 @@ from trtship.bench.peers.base import Absent, Peer, Runner, Task
 from trtship.bench.reasons import reason_of
 from trtship.errors import TrtshipError
 from trtship.family import Family, choose_family
-from trtship.session.tensorrt import TensorRTSession
+from trtship.session.plain import PlainTensorRTSession
 from trtship.spec import Precision, Record, ShapeRange, TensorSpec
 
 SETTLE = 10.0
@@ -68,7 +68,7 @@ def plan_runner(plan: PlanFile, family: Family, feeds: dict[str, Any]) -> Runner
     """A plan on device tensors, addresses fixed, so that it can be captured in a CUDA graph."""
     import torch
 
-    session = TensorRTSession(
+    session = PlainTensorRTSession(
         Path(plan.path).read_bytes(), family, tf32=plan.tf32, inputs=plan.inputs, outputs=plan.outputs
     )
     inputs = {s.name: torch.from_numpy(feeds[s.name]).cuda().to(getattr(torch, s.dtype)) for s in plan.inputs}

@@ -17,7 +17,7 @@ from trtship.bundle.bundle import Bundle
 from trtship.bundle.first_check import check_first, needs_first_check
 from trtship.bundle.runtime import PlanOptions, Runtime, open_session, start_cuda
 from trtship.bundle.signature import Trust, open_trusted
-from trtship.errors import InputError
+from trtship.errors import InputError, SpecError
 from trtship.preprocess import preprocess_images
 from trtship.progress import SILENT, Progress
 from trtship.session.arrays import kind_of
@@ -179,6 +179,19 @@ def _on_host(array: Any) -> Any:
     return array.get() if hasattr(array, "get") and hasattr(array, "device") else np.asarray(array)
 
 
+def _options(fast: bool, **given: float | None) -> PlanOptions | None:
+    asked = {name: value for name, value in given.items() if value is not None}
+    if fast:
+        return msgspec.convert(asked, PlanOptions)
+    if asked:
+        raise SpecError(
+            f"{', '.join(asked)} cannot be chosen here",
+            why="a plan runs one call at a time, without CUDA graphs, unless fast=True asks for more",
+            do="add fast=True, or leave them away",
+        )
+    return None
+
+
 def load(
     bundle: str | Path | Bundle,
     *,
@@ -186,9 +199,10 @@ def load(
     family: str | None = None,
     device: int = 0,
     rebuild: bool = True,
-    max_contexts: int = 2,
+    fast: bool = False,
+    max_contexts: int | None = None,
     memory_limit: float | None = None,
-    graphs: int = 32,
+    graphs: int | None = None,
     verify_key: str | Path | None = None,
     verify_certificates: Sequence[str | Path] = (),
     progress: Progress = SILENT,
@@ -200,23 +214,26 @@ def load(
     cache, unless `rebuild=False`. A plan that is not known to be right on this machine runs the bundle's reference
     rows once before it is yours (`needs_first_check`).
 
-    A plan runs at most `max_contexts` calls at once, and others wait; each of these has activation memory of its own.
-    `memory_limit` bounds the GPU memory that it takes, in MiB (`session.memory` tells it); where memory runs out,
-    batches are run in smaller parts, and a RuntimeWarning says so. `graphs` is how many CUDA graphs a context keeps, 0
-    for none.
+    A plan runs one call at a time. With `fast` it replays CUDA graphs, takes CuPy's and JAX's arrays on the GPU, copies
+    beside the computing (`map`), and runs at most `max_contexts` (2) calls at once, each with activation memory of its
+    own. `memory_limit` bounds the GPU memory that it takes, in MiB (`session.memory` tells it); where memory runs out,
+    batches are run in smaller parts, and a RuntimeWarning says so. `graphs` (32) is how many CUDA graphs a context
+    keeps, 0 for none. All of this has been tested over stand-ins for CUDA, and has not run on a GPU yet: hence it is
+    asked for.
 
     With `verify_key`, the PEM file of a public key, or `verify_certificates`, the bundle must bear a valid signature
     (`trtship sign`), which is checked before anything else.
 
-    Raises BundleError and MachineError (and their subclasses), GateError where the plan's outputs are not the model's.
+    Raises BundleError and MachineError (and their subclasses), GateError where the plan's outputs are not the model's,
+    SpecError for `max_contexts`, `memory_limit` or `graphs` without `fast`.
     """
+    options = _options(fast, max_contexts=max_contexts, memory_limit=memory_limit, graphs=graphs)
     trust = Trust.of(verify_key, verify_certificates)
-    if runtime != "onnxruntime":
+    if runtime != "onnxruntime" and options is not None:
         start_cuda(device)
     if trust is not None or not isinstance(bundle, Bundle):
         bundle = open_trusted(bundle.folder if isinstance(bundle, Bundle) else bundle, trust, progress=progress)
     opened = bundle
-    options = PlanOptions(max_contexts=max_contexts, memory_limit=memory_limit, graphs=graphs)
     chosen = open_session(
         opened, runtime=runtime, family=family, device=device, rebuild=rebuild, options=options, progress=progress
     )

@@ -20,6 +20,7 @@ from trtship.progress import SILENT, Progress
 from trtship.session.base import Session
 from trtship.session.cuda import Cuda
 from trtship.session.onnxruntime import OnnxRuntimeSession
+from trtship.session.plain import PlainTensorRTSession
 from trtship.session.tensorrt import TensorRTSession
 
 Runtime = Literal["auto", "tensorrt", "onnxruntime"]
@@ -35,11 +36,11 @@ class Chosen(msgspec.Struct, frozen=True):
     @property
     def is_plan(self) -> bool:
         """Whether TensorRT runs it, the bundle's own plan or a rebuilt one."""
-        return isinstance(self.session, TensorRTSession)
+        return isinstance(self.session, (PlainTensorRTSession, TensorRTSession))
 
 
 class PlanOptions(msgspec.Struct, frozen=True):
-    """How a plan is run: as `TensorRTSession` has them."""
+    """How `TensorRTSession` runs a plan."""
 
     max_contexts: int = 2
     memory_limit: float | None = None
@@ -53,10 +54,11 @@ def open_session(
     family: str | None = None,
     device: int = 0,
     rebuild: bool = True,
-    options: PlanOptions = PlanOptions(),  # noqa: B008 - it is immutable
+    options: PlanOptions | None = None,
     progress: Progress = SILENT,
 ) -> Chosen:
     """The best session that this machine can run: TensorRT where there is a GPU, else onnxruntime on the fp32 graph.
+    With `options` a plan runs in a `TensorRTSession`, else in a `PlainTensorRTSession`.
 
     Raises MachineError where the asked `runtime` is not possible here, or where `rebuild=False` and the plan does
     not fit.
@@ -89,7 +91,7 @@ class _Opening(msgspec.Struct, frozen=True):
     family: str | None
     device: int
     gpus: tuple[Gpu, ...]
-    options: PlanOptions
+    options: PlanOptions | None
     progress: Progress
 
 
@@ -165,7 +167,7 @@ def _session(opening: _Opening, plan: bytes, family: Family, digest: str | None)
     m, options = opening.bundle.manifest, opening.options
     detail = "TensorRT for RTX compiles its kernels now" if family.is_rtx else ""
     with opening.progress.stage("load the plan", detail):
-        return TensorRTSession(
+        return (PlainTensorRTSession if options is None else TensorRTSession)(
             plan,
             family,
             device=opening.device,
@@ -174,9 +176,7 @@ def _session(opening: _Opening, plan: bytes, family: Family, digest: str | None)
             outputs=m.plan_outputs,
             digest=digest,
             gpu=opening.gpus[opening.device],
-            max_contexts=options.max_contexts,
-            memory_limit=options.memory_limit,
-            graphs=options.graphs,
+            **({} if options is None else msgspec.structs.asdict(options)),
         )
 
 

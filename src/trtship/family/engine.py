@@ -92,9 +92,10 @@ class Engine:
         found = int(asked(kinds.TOTAL_WEIGHTS_SIZE)) if asked and kinds else 0
         return found if found > 0 else self._plan_size
 
-    def create_context(self, profile: int, stream: int) -> Context:
+    def create_context(self, profile: int, stream: int, *, eager: bool = True) -> Context:
         """An execution context for a profile, ready when what was enqueued on `stream` is done. TensorRT for RTX
-        compiles the kernels here that are not among `kernels`: seconds. Raises GpuMemoryError, DeviceError.
+        compiles the kernels here that are not among `kernels`: seconds. `eager`: those for a profile of one size are
+        compiled for it at once, not in the background. Raises GpuMemoryError, DeviceError.
 
         A context is for one thread at a time; each has memory of its own.
         """
@@ -102,7 +103,7 @@ class Engine:
         strategy = module.ExecutionContextAllocationStrategy.STATIC
         if several:  # else each context would take the memory of the largest profile
             strategy = module.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE
-        chosen, fixed = (profile if several else None), self.is_fixed(profile)
+        chosen, fixed = (profile if several else None), eager and self.is_fixed(profile)
         with environment(self._variables), recording(module) as log:
             context = self._context(strategy, chosen, stream, fixed=fixed)
             if context is None:  # an older runtime's kernels, say: the plan itself has all that it needs

@@ -190,7 +190,7 @@ class Session(ABC):
         """Raises InputError for arrays in a place that the backend does not read."""
         if call.on_gpu and not is_torch(arrays[0]):
             raise self._refusal(
-                f"the inputs are {call.kind.name.removeprefix('a ')}s on the GPU, and this runs on {self.runtime}",
+                f"the inputs are on the GPU, as {call.kind.name}, and this runs on {self.runtime}",
                 "moving them would cost a copy that you did not ask for",
             )
 

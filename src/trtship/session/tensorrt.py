@@ -13,11 +13,12 @@ from typing import Any, TypeVar
 
 from trtship.errors import DeviceError, GpuFaultError, GpuMemoryError, TrtshipError
 from trtship.family import Engine, Family
-from trtship.gpu import Gpu, list_gpus
+from trtship.gpu import Gpu
 from trtship.session.arrays import Array, kind_of
 from trtship.session.base import Session
 from trtship.session.call import Call
 from trtship.session.cuda import Cuda
+from trtship.session.device import gpu_at
 from trtship.session.kernel_store import KernelStore
 from trtship.session.lane import Lane
 from trtship.session.mapping import Pending, in_order
@@ -69,7 +70,7 @@ class TensorRTSession(Session):
         memory_limit: float | None = None,
         graphs: int = 32,
     ) -> None:
-        gpu = gpu or _gpu(device)
+        gpu = gpu or gpu_at(device)
         self.device, self.workers = device, max_contexts + 1  # one may wait while the others compute
         self._fault = ""
         self._pipes: list[Pipe] = []
@@ -273,14 +274,3 @@ class _Keeper:
             if now - self._kept_at > KEEP_EVERY if settled else self._kernels.state != "kept":
                 self._kernels.keep(self._engine.kernels.serialized())
                 self._kept_at = now
-
-
-def _gpu(device: int) -> Gpu:
-    gpus = list_gpus()
-    if device >= len(gpus):
-        raise DeviceError(
-            f"there is no GPU {device} here",
-            why=f"{len(gpus)} NVIDIA GPU(s) found",
-            do="trtship doctor shows what this machine lacks",
-        )
-    return gpus[device]
