@@ -122,10 +122,19 @@ def test_an_overflow_in_half_precision_fails_its_gate(tmp_path: Path) -> None:
     assert {v.state for v in deploy(source, tmp_path, precision="bf16").verdicts} <= {"passed", "not run"}
 
 
-def test_weights_beyond_half_precision_fail_their_gate(source: str, tmp_path: Path) -> None:
+def test_weights_beyond_half_precision_fail_their_gate(tmp_path: Path) -> None:
+    head, pixels = "self.head(torch.relu(x).mean((2, 3)))", "self.head(torch.relu(x).permute(0, 2, 3, 1)).mean((1, 2))"
+    assert head in COLOURS
+    (tmp_path / "pixels.py").write_text(COLOURS.replace(head, pixels))
     with pytest.raises(GateError, match="over the bound"):
-        deploy(source, tmp_path, precision="fp16", model_args=[("scale", "1e5")])
+        deploy(f"{tmp_path / 'pixels.py'}:colours", tmp_path, precision="fp16", model_args=[("scale", "1e5")])
     assert not (tmp_path / "out").exists()
+
+
+def test_weights_beyond_half_precision_in_the_head_are_what_they_are(source: str, tmp_path: Path) -> None:
+    """It is in fp32."""
+    found = deploy(source, tmp_path, precision="fp16", model_args=[("scale", "1e5")])
+    assert {v.state for v in found.verdicts} <= {"passed", "not run"}
 
 
 @pytest.mark.parametrize("exporter", [None, "dynamo", "torchscript"])

@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -56,6 +57,17 @@ def test_a_product_in_fp16_accumulates_in_fp32() -> None:
 def test_tf32_rounds_both_operands_of_products_alone() -> None:
     body = "(float[B, 64] x) => (float[B, 8] y) { a = MatMul(x, w) y = Add(a, a) }"
     assert roundings(body, Precision.TF32, w=W) == (2, 32 + 1 + 1)
+
+
+@pytest.mark.parametrize("precision", [Precision.FP16, Precision.BF16])
+def test_a_product_kept_in_fp32_beside_lower_ones_may_round_its_operands_to_tf32(precision: Precision) -> None:
+    """The builder's flag holds for the whole plan."""
+    low = {Precision.FP16: "float16", Precision.BF16: "bfloat16"}[precision]
+    body = f"({low}[B, 64] x) => (float[B, 8] y) {{ r = Neg(x) a = Cast<to = 1>(r) y = MatMul(a, w) }}"
+    found: Any = bound_of(body, precision, w=W)
+    variance = (found.bound / (QUANTILE * DEVIATION)) ** 2
+    assert variance == pytest.approx(2 * 2.0**-22 + (64 // 2 + 1) * 2.0**-48, rel=1e-6)
+    assert "2 at 2^-11 (TF32)" in found.derivation
 
 
 def test_the_bound_is_lambda_times_the_root_of_the_sum_of_squares() -> None:
