@@ -18,6 +18,7 @@ from trtship.bundle.bundle import write_manifest
 from trtship.errors import DependencyError, DeviceError, SpecError
 from trtship.family import installed_families
 from trtship.gpu import Gpu
+from trtship.progress import Progress
 from trtship.session.base import Session
 
 Deployed = Callable[[str, str], Path]
@@ -77,6 +78,28 @@ def test_contexts_memory_and_graphs_are_of_the_fast_session(deployed: Deployed, 
         assert (stand_in.options["max_contexts"], stand_in.options["graphs"]) == (4, 32)
     with pytest.raises(SpecError, match="graphs cannot be chosen here"):
         trtship.load(folder, graphs=0)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"max_contexts": 0}, {"max_contexts": "two"}, {"graphs": -1}, {"graphs": 1.5}, {"memory_limit": 0.0}]
+)
+def test_wrong_ways_to_run_a_plan_are_the_users_mistake(deployed: Deployed, wrong: dict[str, Any]) -> None:
+    with pytest.raises(SpecError, match="no way to run a plan"):
+        trtship.load(deployed("colours", "fp16"), fast=True, **wrong)
+
+
+def test_fast_without_a_plan_says_that_it_changes_nothing(deployed: Deployed) -> None:
+    folder, notes = deployed("colours", "fp16"), list[str]()
+
+    class Notes(Progress):
+        def note(self, text: str) -> None:
+            notes.append(text)
+
+    with trtship.load(folder, fast=True, progress=Notes()) as session:
+        assert session.runtime.startswith("onnxruntime")
+    assert any("fast=True changes nothing here" in note for note in notes)
+    with pytest.raises(SpecError, match="onnxruntime is not fast"):
+        trtship.load(folder, fast=True, runtime="onnxruntime")
 
 
 def test_a_plan_that_does_not_fit_is_rebuilt_once_and_remembered(

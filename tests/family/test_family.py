@@ -122,7 +122,7 @@ def put_full_tensorrt(monkeypatch: pytest.MonkeyPatch, **attributes: Any) -> Non
     made = ModuleType("tensorrt")
     made.__dict__.update(__version__="10.9.0", **attributes)
     monkeypatch.setitem(sys.modules, "tensorrt", made)
-    monkeypatch.setitem(logger._loggers, "tensorrt", SimpleNamespace(sinks=[]))
+    monkeypatch.setitem(logger._loggers, "tensorrt", SimpleNamespace(sinks=()))
 
 
 @needs_rtx
@@ -240,3 +240,30 @@ def test_progress_never_leaves_0_to_1_and_nested_phases_share_their_parents_step
     monitor.step_complete("unheard of", 7)
     assert steps[:5] == [(0.0, "all"), (0.25, "all"), (0.25, "part"), (0.375, "part"), (1.0, "all")]
     assert all(0 <= done <= 1 for done, _ in steps)
+
+
+def test_threads_that_record_lose_no_lines_and_leave_no_lists(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter changes threads as often as it can."""
+    log = SimpleNamespace(sinks=())
+    monkeypatch.setitem(logger._loggers, "tensorrt", log)
+    module, lost = SimpleNamespace(__name__="tensorrt"), list[str]()
+    before = sys.getswitchinterval()
+
+    def work(name: str) -> None:
+        for _ in range(2000):
+            with logger.recording(module) as lines:
+                for sink in log.sinks:
+                    sink.append(name)
+                if name not in lines:
+                    lost.append(name)
+
+    threads = [threading.Thread(target=work, args=(str(index),)) for index in range(4)]
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    assert (log.sinks, lost) == ((), [])

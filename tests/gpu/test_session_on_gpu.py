@@ -284,21 +284,30 @@ def test_cupys_current_stream(session: TensorRTSession) -> None:
         assert_right(back / 3, images(8) * (turn + 1))
 
 
-def test_a_call_can_be_captured_in_the_callers_own_graph(session: TensorRTSession) -> None:
+def test_a_call_within_the_callers_own_capture_is_refused(session: TensorRTSession) -> None:
     torch = pytest.importorskip("torch")
     x = torch.from_numpy(images(8)).cuda()
-    for _ in range(4):
-        session.infer({"x": x})
+    expected = session.infer({"x": x})["y"]
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        found = session.infer({"x": x})["y"]
-    for seed in range(3):
-        x.copy_(torch.from_numpy(images(8, seed)))
-        graph.replay()
-        torch.cuda.synchronize()
-        assert_right(found.cpu().numpy(), images(8, seed))
-    assert_right(session.infer({"x": x})["y"].cpu().numpy(), images(8, 2))
+    with torch.cuda.graph(graph), pytest.raises(InputError, match="while a CUDA graph is captured"):
+        session.infer({"x": x})
+    for _ in range(3):
+        assert_right(session.infer({"x": x})["y"].cpu().numpy(), images(8))
+    assert_right(expected.cpu().numpy(), images(8))
+
+
+def test_a_graph_is_right_after_its_context_ran_other_sizes(session: TensorRTSession) -> None:
+    """One context has several graphs: what it does at other sizes in between must not reach into them."""
+    torch = pytest.importorskip("torch")
+    session.poison = True
+    x = torch.from_numpy(images(13)).cuda()
+    first = [session.infer({"x": x})["y"].cpu().numpy() for _ in range(4)][-1]
+    for turn in range(1000):
+        session.infer({"x": images(1 + turn % 31, turn)})
+    assert session.memory.graphs_kept > 1
+    np.testing.assert_array_equal(session.infer({"x": x})["y"].cpu().numpy(), first)
+    assert_right(first, images(13))
 
 
 # graphs

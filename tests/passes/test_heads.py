@@ -36,6 +36,11 @@ def found(folder: Path, body: str) -> set[str]:
             "(float[B, 4, 5, 5] x) => (float[B, 4] y) { p = GlobalAveragePool(x) f = Flatten(p) y = Gemm(f, w) }",
             {"y"},
         ),
+        (
+            "(float[B, 4, 1, 1] x) => (float[B, 4] y) "
+            "{ s = Constant<value_ints = [-1, 4]>() f = Reshape(x, s) y = Gemm(f, w) }",
+            {"y"},
+        ),
         (  # two classifiers of the same rows
             f"(float[B, 7, 4] x) => (float[B, 4] y, float[B, 4] z) {{ {POOLED} y = MatMul(m, w) z = MatMul(m, v) }}",
             {"y", "z"},
@@ -52,6 +57,8 @@ def test_the_products_behind_the_pooling_are_heads(body: str, names: set[str], t
         "(float[B, 4] x) => (float[B, 4] y) { y = MatMul(x, w) }",  # nothing was pooled
         f"{TOKENS.replace('[B, 4] y', '[B, 7, 4] y')} {{ y = MatMul(x, w) }}",  # of every token
         f"(float[B, 7, 4] x, float[4, 4] u) => (float[B, 4] y) {{ {POOLED} y = MatMul(m, u) }}",  # no weights
+        "(float[B, 7, 4] x) => (float[R, 4] y) "  # a row of each token
+        "{ s = Constant<value_ints = [-1, 4]>() f = Reshape(x, s) y = Gemm(f, w) }",
         f"{TOKENS.replace('[B, 4] y', '[B, 7, 4] y')} "  # a gate on the tokens: products are behind it
         f"{{ {POOLED} a = MatMul(m, w) g = Unsqueeze(a, axes) s = Mul(x, g) y = MatMul(s, v) }}",
     ],

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -109,6 +111,76 @@ def test_from_asyncio_and_through_map(opened: Opened) -> None:
 def test_foreign_arrays_of_the_gpu_are_refused_and_told_who_takes_them(opened: Opened) -> None:
     with pytest.raises(InputError, match=r"fast=True\) takes these as well"):
         opened[0].infer({"x": OnGpu(rows(4))})
+
+
+class SecondGpu(FakeCuda):
+    """GPU 1 of two, where GPU 0 is the thread's current one; notes which was current when something was done."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        self.current, self.seen = 0, list[tuple[str, int]]()
+
+    @contextmanager
+    def selected(self) -> Iterator[None]:
+        before, self.current = self.current, self.device
+        try:
+            yield
+        finally:
+            self.current = before
+
+    def note(self, what: str) -> None:
+        self.seen.append((what, self.current))
+
+    def create_stream(self) -> int:
+        self.note("stream")
+        return self._handle()
+
+    def allocate(self, size: int) -> int:
+        self.note("memory")
+        return super().allocate(size)
+
+
+def test_all_that_it_makes_is_on_its_own_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    cuda = SecondGpu()
+    engine = FakeEngine(cuda)
+    family: Any = FakeFamily(engine)
+    create, load = engine.create_context, family.load
+
+    def created(*arguments: Any, **options: Any) -> Any:
+        cuda.note("context")
+        return create(*arguments, **options)
+
+    def loaded(*arguments: Any, **options: Any) -> Any:
+        cuda.note("engine")
+        return load(*arguments, **options)
+
+    monkeypatch.setattr(engine, "create_context", created)
+    monkeypatch.setattr(family, "load", loaded)
+    monkeypatch.setattr(plain, "Cuda", lambda device: cuda)
+    monkeypatch.setenv("TRTSHIP_CACHE", str(tmp_path))
+    with PlainTensorRTSession(b"plan", family, device=1, gpu=GPU) as session:
+        for count in (4, 8, 3):
+            session.infer({"x": rows(count)})
+    assert {what for what, _ in cuda.seen} == {"engine", "stream", "context", "memory"}
+    assert {device for _, device in cuda.seen} == {1}
+    assert cuda.current == 0
+
+
+def test_bfloat16_of_the_host_is_run_as_it_is(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stand-in adds nothing: bytes in, bytes out."""
+    session, cuda, engine = opened
+    spec = msgspec.structs.replace(session.inputs[0], dtype="bfloat16")
+    session.inputs, session.outputs = (spec,), (msgspec.structs.replace(session.outputs[0], dtype="bfloat16"),)
+
+    def moved(addresses: Any, stream: int) -> None:
+        cuda.copy(addresses["y"], addresses["x"], 4 * 4 * 2, stream)
+
+    for context in engine.contexts:
+        monkeypatch.setattr(context, "execute", moved)
+    x = torch.from_numpy(rows(4)).to(torch.bfloat16)
+    found = session.infer({"x": x})["y"]
+    assert found.dtype is torch.bfloat16
+    assert torch.equal(found, x)
 
 
 def test_closing_frees_everything(opened: Opened) -> None:

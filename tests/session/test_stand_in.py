@@ -12,12 +12,13 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from fake_gpu import FakeCuda, FakeEngine, OnGpu, array_at, fake_session
+from fake_gpu import FakeContext, FakeCuda, FakeEngine, OnGpu, array_at, fake_session
 
 from trtship.errors import ForkedError, GpuFaultError, GpuMemoryError, InputError, OutputError
 from trtship.session.tensorrt import TensorRTSession
@@ -484,3 +485,48 @@ def test_poison_reaches_what_the_graph_writes(opens: Opens) -> None:
     for _ in range(4):
         assert np.isnan(session.infer({"x": x})["y"]).all()
     assert os.getpid()
+
+
+def test_a_fault_while_memory_is_freed_does_not_keep_others_waiting(opens: Opens) -> None:
+    session, cuda, _ = opens(max_contexts=2)
+    lanes = [session._lanes.take() for _ in range(2)]
+    for lane in lanes:
+        lane.context(session._plans.piece(((4, 4),)))
+        session._lanes.give(lane)
+    cuda.fault = True
+    with pytest.raises(GpuFaultError):
+        session._runs.trim()
+    assert len(session._lanes.idle()) == 2
+    cuda.fault = False
+    for lane in lanes:
+        session._lanes.give(lane)
+
+
+def test_it_is_not_called_within_somebodys_capture(opens: Opens, monkeypatch: pytest.MonkeyPatch) -> None:
+    session, cuda, _ = opens()
+    kind = type(session._call({"x": OnGpu(rows(4))})[0].kind)
+    monkeypatch.setattr(kind, "stream", lambda self, array, index: 77)
+    session.infer({"x": OnGpu(rows(4))})
+    cuda.capturing[77] = []
+    for _ in range(2):
+        with pytest.raises(InputError, match="while a CUDA graph is captured"):
+            session.infer({"x": OnGpu(rows(4))})
+    assert not cuda.capturing.pop(77)
+
+
+def test_buffers_are_as_small_as_need_be_where_memory_is_short(opens: Opens) -> None:
+    """The profile's largest batch would need more than there is."""
+    session, cuda, _ = opens()
+    cuda.room = cuda.used + 2 * 4 * 4 + 8
+    np.testing.assert_array_equal(session.infer({"x": rows(1)})["y"], right(rows(1)))
+
+
+def test_layers_are_timed_without_the_graphs_that_were_kept(opens: Opens, monkeypatch: pytest.MonkeyPatch) -> None:
+    session, cuda, _ = opens()
+    for _ in range(4):
+        session.infer({"x": rows(4)})
+    monkeypatch.setattr(FakeContext, "record_layers", lambda self: SimpleNamespace(medians={}), raising=False)
+    seen = steps(cuda, lambda: session.layer_times({"x": rows(4)}, runs=5))
+    assert "launch" not in seen
+    assert seen.count("execute") == 7
+    assert session.memory.graphs_kept == 0

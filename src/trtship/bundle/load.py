@@ -182,7 +182,14 @@ def _on_host(array: Any) -> Any:
 def _options(fast: bool, **given: float | None) -> PlanOptions | None:
     asked = {name: value for name, value in given.items() if value is not None}
     if fast:
-        return msgspec.convert(asked, PlanOptions)
+        try:
+            return msgspec.convert(asked, PlanOptions)
+        except msgspec.ValidationError as error:
+            raise SpecError(
+                "this is no way to run a plan",
+                why=str(error),
+                do="max_contexts is 1 or more, graphs 0 or more, memory_limit MiB above 0",
+            ) from None
     if asked:
         raise SpecError(
             f"{', '.join(asked)} cannot be chosen here",
@@ -227,6 +234,10 @@ def load(
     Raises BundleError and MachineError (and their subclasses), GateError where the plan's outputs are not the model's,
     SpecError for `max_contexts`, `memory_limit` or `graphs` without `fast`.
     """
+    if fast and runtime == "onnxruntime":
+        raise SpecError(
+            "onnxruntime is not fast", why="fast=True is how a plan is run on a GPU", do="leave one of them away"
+        )
     options = _options(fast, max_contexts=max_contexts, memory_limit=memory_limit, graphs=graphs)
     trust = Trust.of(verify_key, verify_certificates)
     if runtime != "onnxruntime" and options is not None:
@@ -237,6 +248,8 @@ def load(
     chosen = open_session(
         opened, runtime=runtime, family=family, device=device, rebuild=rebuild, options=options, progress=progress
     )
+    if fast and not chosen.is_plan:
+        progress.note(f"fast=True changes nothing here: {chosen.why}")
     if needs_first_check(opened, chosen):
         check_first(opened, chosen.session, progress=progress)
     return BundleSession(opened, chosen.session, chosen.why)

@@ -6,7 +6,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -34,6 +34,11 @@ class Chosen(msgspec.Struct, frozen=True):
     own_plan: bool
 
     @property
+    def fast(self) -> bool:
+        """Whether it is the session for speed, which nothing was verified with."""
+        return isinstance(self.session, TensorRTSession)
+
+    @property
     def is_plan(self) -> bool:
         """Whether TensorRT runs it, the bundle's own plan or a rebuilt one."""
         return isinstance(self.session, (PlainTensorRTSession, TensorRTSession))
@@ -42,9 +47,9 @@ class Chosen(msgspec.Struct, frozen=True):
 class PlanOptions(msgspec.Struct, frozen=True):
     """How `TensorRTSession` runs a plan."""
 
-    max_contexts: int = 2
-    memory_limit: float | None = None
-    graphs: int = 32
+    max_contexts: Annotated[int, msgspec.Meta(ge=1)] = 2
+    memory_limit: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    graphs: Annotated[int, msgspec.Meta(ge=0)] = 32
 
 
 def open_session(

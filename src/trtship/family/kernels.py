@@ -14,7 +14,7 @@ class Kernels:
         """`saved` is what `serialized` gave before, or nothing; it must be bytes whose hash was checked. What this
         GPU, TensorRT or CUDA cannot use, TensorRT leaves out."""
         self._module, self._engine, self._cache = module, engine, None
-        self.discarded = False
+        self.discarded, self._discarded = False, None
         if hasattr(module, "IRuntimeCache"):
             settings = engine.create_runtime_config()
             self._cache = settings.create_runtime_cache()
@@ -46,9 +46,9 @@ class Kernels:
 
     def discard(self) -> None:
         """Keep none, and use none of those that were kept, for contexts from now on."""
-        self.discarded, self._cache = True, None
+        self.discarded, self._cache, self._discarded = True, None, self._cache  # contexts may use it still
 
     def close(self) -> None:
         """After the contexts, before the engine."""
-        self._cache = None
+        self._cache = self._discarded = None
         self._engine = None

@@ -32,8 +32,8 @@ def _make(module: Any) -> Any:
     class Recorder(module.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             module.ILogger.__init__(self)
-            self.sinks: list[list[str]] = []
-            self.layer_sinks: list[list[str]] = []
+            self.sinks: tuple[list[str], ...] = ()
+            self.layer_sinks: tuple[list[str], ...] = ()
 
         def log(self, severity: Any, message: str) -> None:
             letter = kept.get(int(severity))
@@ -50,12 +50,9 @@ def _make(module: Any) -> Any:
 @contextmanager
 def recording(module: Any) -> Iterator[list[str]]:
     """A list that fills with log lines, `"[E] ..."` and the like, while the block runs."""
-    logger, lines = logger_of(module), []  # type: tuple[Any, list[str]]
-    logger.sinks.append(lines)
-    try:
+    lines: list[str] = []
+    with _added(logger_of(module), "sinks", lines):
         yield lines
-    finally:
-        logger.sinks[:] = [sink for sink in logger.sinks if sink is not lines]
 
 
 @contextmanager
@@ -64,9 +61,19 @@ def recording_layers(module: Any) -> Iterator[list[str]]:
 
     They are VERBOSE, and no part of `recording()`.
     """
-    logger, texts = logger_of(module), []  # type: tuple[Any, list[str]]
-    logger.layer_sinks.append(texts)
-    try:
+    texts: list[str] = []
+    with _added(logger_of(module), "layer_sinks", texts):
         yield texts
+
+
+@contextmanager
+def _added(logger: Any, sinks: str, sink: list[str]) -> Iterator[None]:
+    """`sink` among the logger's while the block runs. Whoever logs meanwhile, in any thread, reads a tuple that is
+    exchanged as a whole."""
+    with _lock:
+        setattr(logger, sinks, (*getattr(logger, sinks), sink))
+    try:
+        yield
     finally:
-        logger.layer_sinks[:] = [sink for sink in logger.layer_sinks if sink is not texts]
+        with _lock:
+            setattr(logger, sinks, tuple(one for one in getattr(logger, sinks) if one is not sink))

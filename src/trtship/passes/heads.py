@@ -7,6 +7,7 @@ of the pooling is averaged away, what happens here is not. TensorRT sums fp16 pr
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from trtship.graphs.operators import PRODUCTS
@@ -16,9 +17,9 @@ if TYPE_CHECKING:
 
 
 def heads(model: onnx_ir.Model) -> set[onnx_ir.Node]:
-    """The MatMul and Gemm nodes that multiply rows [B, K] with a constant. What made these rows of a larger tensor (a
-    pooling, the choice of a class token) is ahead of them without a product between, and no product is behind them.
-    The graph's types and shapes are known."""
+    """The MatMul and Gemm nodes that multiply rows [B, K], one for each image, with a constant. What made these rows of
+    a larger tensor (a pooling, the choice of a class token) is ahead of them without a product between, and no product
+    is behind them. The graph's types and shapes are known."""
     return {node for node in model.graph if _multiplies_rows(node) and _is_last(node) and _is_behind_pooling(node)}
 
 
@@ -44,20 +45,33 @@ def _is_last(node: onnx_ir.Node) -> bool:
 
 
 def _is_behind_pooling(node: onnx_ir.Node) -> bool:
-    """Whether what it multiplies comes, without a product between, from a tensor of more dimensions."""
+    """Whether what it multiplies comes, without a product between, from a tensor of more dimensions, of which each
+    image gave one row."""
     seen: set[onnx_ir.Value] = set()
     before = [node.inputs[0]]
     while before:
         value = before.pop()
-        if value is None or value in seen:
+        maker = None if value is None or value in seen else value.producer()
+        if value is None or maker is None or maker.op_type in PRODUCTS:
             continue
         seen.add(value)
-        if (_rank(value) or 0) > 2:
+        larger = [one for one in maker.inputs if one is not None and (_rank(one) or 0) > 2]
+        if any(_keeps_rows(maker, one, value) for one in larger):
             return True
-        maker = value.producer()
-        if maker is not None and maker.op_type not in PRODUCTS:
-            before += maker.inputs
+        before += [] if larger else maker.inputs
     return False
+
+
+def _keeps_rows(maker: onnx_ir.Node, larger: onnx_ir.Value, rows: onnx_ir.Value) -> bool:
+    """Whether `rows` [B, K] has a row for each image of `larger`: a Reshape may make one of each token."""
+    if maker.op_type == "Flatten":
+        return maker.attributes.get_int("axis", 1) == 1
+    if maker.op_type != "Reshape":
+        return True
+    assert larger.shape is not None
+    assert rows.shape is not None
+    sizes = [size for size in (*larger.shape[1:], rows.shape[1]) if isinstance(size, int)]
+    return len(sizes) == len(larger.shape) and math.prod(sizes[:-1]) == sizes[-1]
 
 
 def _rank(value: onnx_ir.Value | None) -> int | None:

@@ -83,14 +83,13 @@ class Cuda:
             self.back(before)
 
     def switch(self) -> int:
-        """As `select`; the device that was current before, -1 where it was this one."""
+        """As `select`; the device that was current before, -1 where it was this one. It is selected all the same: in a
+        thread that is new to CUDA its context becomes the current one by that."""
         code, before = self._rt.cudaGetDevice()
         if code:
             raise self.error(int(code))
-        if before == self.device:
-            return -1
         self.select()
-        return int(before)
+        return -1 if before == self.device else int(before)
 
     def back(self, before: int) -> None:
         """Undo `switch`."""

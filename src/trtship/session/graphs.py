@@ -114,7 +114,8 @@ class Shelf:
         for so long that its place is better given to another. (To make room at every call would cost more than it
         saves.)"""
         used = [graph.used for graphs in self.pieces.values() for graph in graphs.kept.values()]
-        return len(used) < self._rig.graphs or self.tick - min(used) > PATIENCE * self._rig.graphs
+        most = self._rig.graphs
+        return len(used) < most or (most > 0 and self.tick - min(used) > PATIENCE * most)
 
     def make_room(self) -> None:
         """Free the least lately used, so that one more may be kept. Nothing of the lane runs now."""

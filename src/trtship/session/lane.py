@@ -87,13 +87,6 @@ class Lane:
         self._cuda.synchronize(self.stream)
         slot.take(results)
 
-    def run_bare(self, piece: Piece, ins: Addresses, outs: Addresses, stream: int) -> None:
-        """Enqueue a piece, and nothing else, on a stream that somebody captures. That graph may not be launched while
-        the session is called: both use this lane's memory."""
-        context = self.context(piece)
-        context.set_shapes(piece.shapes)
-        context.execute(dict(zip(self._rig.names, ins + outs, strict=True)), stream)
-
     # what only some calls do
 
     def context(self, piece: Piece) -> Context:
@@ -174,6 +167,8 @@ class Lane:
             )
         except GpuFaultError:
             raise
+        except GpuMemoryError:  # it says nothing of the plan
+            return
         except DeviceError as error:
             self._rig.captured(f"{error.what} ({error.why})")
             return

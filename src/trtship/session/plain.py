@@ -13,13 +13,15 @@ from trtship.family.context import Context
 from trtship.family.profiles import narrowest
 from trtship.gpu import Gpu
 from trtship.needs import need
-from trtship.session.arrays import Array
+from trtship.session.arrays import Array, Kind, kind_of
 from trtship.session.base import Session, is_torch
 from trtship.session.call import Call
 from trtship.session.cuda import Cuda
 from trtship.session.device import gpu_at
 from trtship.session.kernel_store import KernelStore
 from trtship.spec import ShapeRange, TensorSpec
+
+HostArray = np.ndarray[Any, Any]
 
 
 class PlainTensorRTSession(Session):
@@ -52,19 +54,20 @@ class PlainTensorRTSession(Session):
         self._cuda = Cuda(device)
         variables = family.environment(tf32=tf32)
         self.kernels = KernelStore(plan, gpu, runtime=str(family), variables=variables, digest=digest)
-        self._engine: Engine = family.load(plan, tf32=tf32, kernels=self.kernels.load())
-        self.inputs = inputs or self._engine.inputs
-        self.outputs = outputs or self._engine.outputs
-        self.ranges = self._ranges()
         self.device = device
         self.runtime = f"{family} on {gpu.name}"
         self._lock = threading.Lock()
         self._contexts: dict[int, Context] = {}
         self._buffers: dict[str, tuple[int, int]] = {}
-        self._stream = self._cuda.create_stream()
         self._torch_stream: Any = None
-        opt = {name: shapes[1] for name, shapes in self._engine.profiles[0].items()}
-        self._prepared(opt)  # a plan that this GPU cannot run is told now
+        with self._cuda.selected():  # what is made here belongs to the GPU that is current
+            self._engine: Engine = family.load(plan, tf32=tf32, kernels=self.kernels.load())
+            self.inputs = inputs or self._engine.inputs
+            self.outputs = outputs or self._engine.outputs
+            self.ranges = self._ranges()
+            self._stream = self._cuda.create_stream()
+            opt = {name: shapes[1] for name, shapes in self._engine.profiles[0].items()}
+            self._prepared(opt)  # a plan that this GPU cannot run is told now
 
     def layer_times(self, feeds: Mapping[str, Array], *, runs: int = 20) -> dict[str, float]:
         """Milliseconds of each layer, the median of `runs`, by its name in the engine inspector; `feeds` as for
@@ -73,7 +76,8 @@ class PlainTensorRTSession(Session):
         Raises InputError, DeviceError."""
         self.infer(feeds)
         self.infer(feeds)  # the first run of a size may still meet kernels that are about to be replaced
-        times = self._prepared({name: tuple(array.shape) for name, array in feeds.items()}).record_layers()
+        with self._cuda.selected():
+            times = self._prepared({name: tuple(array.shape) for name, array in feeds.items()}).record_layers()
         for _ in range(runs):
             self.infer(feeds)
         return times.medians
@@ -107,13 +111,12 @@ class PlainTensorRTSession(Session):
     def _run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         with self._lock, self._cuda.selected():
             first = next(iter(feeds.values()))
-            if not is_torch(first):
-                return self._run_numpy(feeds)
-            torch = need("torch", purpose="running torch tensors")
-            if first.device.type == "cpu":
-                arrays = self._run_numpy({name: tensor.detach().numpy() for name, tensor in feeds.items()})
-                return {name: torch.from_numpy(array) for name, array in arrays.items()}
-            return self._run_torch(torch, feeds)
+            if is_torch(first) and first.device.type != "cpu":
+                return self._run_torch(need("torch", purpose="running torch tensors"), feeds)
+            kind = kind_of(first)
+            assert kind is not None, "the feeds were checked"
+            arrays = self._run_host(kind, {name: kind.host(array) for name, array in feeds.items()})
+            return {spec.name: kind.wrap(arrays[spec.name], spec.dtype) for spec in self.outputs}
 
     def _prepared(self, shapes: dict[str, tuple[int, ...]]) -> Context:
         """The context of the narrowest profile that takes these shapes: the first for a profile takes seconds."""
@@ -126,12 +129,12 @@ class PlainTensorRTSession(Session):
             self.kernels.keep(self._engine.kernels.serialized())
         return self._contexts[profile]
 
-    def _run_numpy(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    def _run_host(self, kind: Kind, feeds: Mapping[str, HostArray]) -> dict[str, HostArray]:
         shapes = {name: tuple(array.shape) for name, array in feeds.items()}
         context = self._prepared(shapes)
         found = context.set_shapes(shapes)
         sources = {name: np.ascontiguousarray(array) for name, array in feeds.items()}
-        results = {spec.name: np.empty(found[spec.name], spec.dtype) for spec in self.outputs}
+        results = {spec.name: np.empty(found[spec.name], kind.host_dtype(spec.dtype)) for spec in self.outputs}
         addresses = {name: self._buffer(name, array.nbytes) for name, array in {**sources, **results}.items()}
         for name, array in sources.items():
             self._cuda.to_device(addresses[name], array.ctypes.data, array.nbytes, self._stream)

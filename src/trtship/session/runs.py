@@ -3,13 +3,14 @@ memory runs out."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
 
-from trtship.errors import GpuMemoryError
+from trtship.errors import GpuMemoryError, InputError
 from trtship.session.arrays import Array
 from trtship.session.call import Call
 from trtship.session.lane import Lane
@@ -30,7 +31,7 @@ class Runs:
         self._rig, self._cuda, self._lanes, self._plans, self._pipes = rig, rig.cuda, lanes, plans, pipes
         self._names = tuple(spec.name for spec in rig.outputs)
         self._reliefs = 0
-        self._foreign = 0
+        self._foreign, self._opening = 0, threading.Lock()
 
     # arrays of the GPU
 
@@ -81,10 +82,14 @@ class Runs:
         with cuda.selected():
             stream = kind.stream(arrays[0], cuda.device)
             if stream is None:
-                stream = self._foreign = self._foreign or cuda.create_stream()
-            capturing = stream > 1 and cuda.is_capturing(stream)
-            if not capturing:
-                self._attempt(call, self._learned)
+                stream = self._own_stream()
+            elif stream > 1 and cuda.is_capturing(stream):
+                raise InputError(
+                    "this session cannot be called while a CUDA graph is captured",
+                    why="it replays graphs of its own, whose memory it exchanges and frees as it goes",
+                    do="call it beside your graph, or load the bundle without fast=True",
+                )
+            self._attempt(call, self._learned)
             taken = [kind.address(array, stream, cuda) for array in arrays]
             if given is not None:
                 rooms = [(array, kind.address(array, stream, cuda)[0]) for array in given]
@@ -98,10 +103,7 @@ class Runs:
 
         def work() -> dict[str, Array]:
             with cuda.selected():
-                if capturing:
-                    self._bare(call, ins, outs, stream)
-                else:
-                    self._attempt(call, partial(self._enqueue, call, ins, outs, stream, taken, poison))
+                self._attempt(call, partial(self._enqueue, call, ins, outs, stream, taken, poison))
                 return {
                     name: room if given is not None else kind.finish(room, stream)
                     for name, (room, _) in zip(self._names, rooms, strict=True)
@@ -119,11 +121,12 @@ class Runs:
             if call.kind.keeps:
                 lane.hold(held)
 
-    def _bare(self, call: Call, ins: Addresses, outs: Addresses, stream: int) -> None:
-        plan: Plan = call.plan
-        with self._lanes.one() as lane:
-            for step in plan.steps:
-                lane.run_bare(step.piece, plan.inputs_of(step, ins), plan.outputs_of(step, outs), stream)
+    def _own_stream(self) -> int:
+        """For arrays of packages that have no current stream."""
+        with self._opening:
+            if not self._foreign:
+                self._foreign = self._cuda.create_stream()
+            return self._foreign
 
     # arrays of the host
 
@@ -264,10 +267,12 @@ class Runs:
         """Free what is not in use: graphs, contexts, buffers."""
         while self._pipes:
             self._pipes.pop().close()
-        for lane in self._lanes.idle():
-            try:
+        idle = self._lanes.idle()
+        try:
+            for lane in idle:
                 lane.trim()
-            finally:
+        finally:  # all of them, or whoever waits for one would wait for ever
+            for lane in idle:
                 self._lanes.give(lane)
 
     def free(self, lanes: list[Lane]) -> None:

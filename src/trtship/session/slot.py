@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from trtship.errors import GpuMemoryError
 from trtship.family.context import Context
 from trtship.session.piece import Piece, nbytes
 from trtship.session.rig import Rig
@@ -34,13 +35,22 @@ class Slot:
         self._memory: list[tuple[int, int]] = []
         self._pinned: dict[int, tuple[int, int]] = {}
         try:
+            self._allocate()
+        except GpuMemoryError:
+            if self._rooms == list(own):
+                raise
+            self._rooms = list(own)
+            self._allocate()
+        addresses = tuple(address for address, _ in self._memory)
+        self.ins, self.outs = addresses[: len(rig.inputs)], addresses[len(rig.inputs) :]
+
+    def _allocate(self) -> None:
+        try:
             for size in (max(1, room) for room in self._rooms):  # no address may be null
-                self._memory.append((rig.allocate(size), size))
+                self._memory.append((self._rig.allocate(size), size))
         except BaseException:
             self.free()
             raise
-        addresses = tuple(address for address, _ in self._memory)
-        self.ins, self.outs = addresses[: len(rig.inputs)], addresses[len(rig.inputs) :]
 
     def fits(self, piece: Piece) -> bool:
         """Whether a piece's tensors have room here."""

@@ -145,6 +145,8 @@ class TensorRTSession(Session):
 
         Raises InputError, DeviceError."""
         self._rig.graphs = 0
+        with self._cuda.selected():
+            self._runs.trim()
         self.infer(feeds)
         self.infer(feeds)  # the first run of a size may still meet kernels that are about to be replaced
         call, _ = self._call(feeds)

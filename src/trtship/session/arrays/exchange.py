@@ -166,7 +166,8 @@ class DeviceMemory:
         if copy or (dl_device is not None and tuple(map(int, dl_device)) != self.__dlpack_device__()):
             raise BufferError("it is handed over as it is, on its own device")
         if stream != -1 and self._event:
-            self._cuda.wait(1 if stream is None else int(stream), self._event)
+            with self._cuda.selected():  # the default streams are those of the current GPU
+                self._cuda.wait(1 if stream is None else int(stream), self._event)
         return Shared(self.address, self.shape, self.dtype, device=self.__dlpack_device__(), owner=self).capsule()
 
     @property
