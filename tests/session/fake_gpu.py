@@ -219,6 +219,9 @@ class FakeEngine:
     def range_of(self, name: str, axis: int) -> ShapeRange:
         return ShapeRange(min=1, opt=4, max=8)
 
+    def ranges_of(self, inputs: Any) -> dict[str, ShapeRange]:
+        return {"B": self.range_of("x", 0)}
+
     def context_size(self, profile: int) -> int:
         return self.profiles[profile]["x"][2][0] * 2**20
 

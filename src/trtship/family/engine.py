@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from trtship.family.context import Context, refused
@@ -75,6 +76,15 @@ class Engine:
             opt=self.profiles[0][name][1][axis],
             max=max(profile[name][2][axis] for profile in self.profiles),
         )
+
+    def ranges_of(self, inputs: Sequence[TensorSpec]) -> dict[str, ShapeRange]:
+        """The sizes that the plan takes for each letter in these specs of its inputs."""
+        return {
+            size: self.range_of(spec.name, axis)
+            for spec in inputs
+            for axis, size in enumerate(spec.shape)
+            if isinstance(size, str)
+        }
 
     def is_fixed(self, profile: int) -> bool:
         """Whether a profile takes one size only."""

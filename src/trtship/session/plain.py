@@ -19,7 +19,7 @@ from trtship.session.call import Call
 from trtship.session.cuda import Cuda
 from trtship.session.device import gpu_at
 from trtship.session.kernel_store import KernelStore
-from trtship.spec import ShapeRange, TensorSpec
+from trtship.spec import TensorSpec
 
 HostArray = np.ndarray[Any, Any]
 
@@ -64,7 +64,7 @@ class PlainTensorRTSession(Session):
             self._engine: Engine = family.load(plan, tf32=tf32, kernels=self.kernels.load())
             self.inputs = inputs or self._engine.inputs
             self.outputs = outputs or self._engine.outputs
-            self.ranges = self._ranges()
+            self.ranges = self._engine.ranges_of(self.inputs)
             self._stream = self._cuda.create_stream()
             opt = {name: shapes[1] for name, shapes in self._engine.profiles[0].items()}
             self._prepared(opt)  # a plan that this GPU cannot run is told now
@@ -81,14 +81,6 @@ class PlainTensorRTSession(Session):
         for _ in range(runs):
             self.infer(feeds)
         return times.medians
-
-    def _ranges(self) -> dict[str, ShapeRange]:
-        found: dict[str, ShapeRange] = {}
-        for spec in self.inputs:
-            for axis, size in enumerate(spec.shape):
-                if isinstance(size, str):
-                    found[size] = self._engine.range_of(spec.name, axis)
-        return found
 
     def _fits(self, call: Call, arrays: list[Array]) -> None:
         if call.on_gpu and not is_torch(arrays[0]):

@@ -28,7 +28,7 @@ from trtship.session.plans import Plan, Plans
 from trtship.session.pool import Pool, PoolClosedError
 from trtship.session.rig import Rig
 from trtship.session.runs import Runs
-from trtship.spec import ShapeRange, TensorSpec
+from trtship.spec import TensorSpec
 
 LOST = "lost"
 TARGETS = 8
@@ -81,7 +81,7 @@ class TensorRTSession(Session):
             self._engine: Engine = family.load(plan, tf32=tf32, kernels=self.kernels.load())
         self.inputs = inputs or self._engine.inputs
         self.outputs = outputs or self._engine.outputs
-        self.ranges = self._ranges()
+        self.ranges = self._engine.ranges_of(self.inputs)
         self.runtime = f"{family} on {gpu.name}"
         self._rig = rig = Rig(
             self._cuda,
@@ -219,14 +219,6 @@ class TensorRTSession(Session):
                 "moving them would cost a copy that you did not ask for",
             )
         call.plan = self._plans.plan(call)
-
-    def _ranges(self) -> dict[str, ShapeRange]:
-        found: dict[str, ShapeRange] = {}
-        for spec in self.inputs:
-            for axis, size in enumerate(spec.shape):
-                if isinstance(size, str):
-                    found[size] = self._engine.range_of(spec.name, axis)
-        return found
 
     def _lose(self, error: GpuFaultError) -> None:
         """Nothing that the GPU holds for this process can be trusted, or freed, any more."""
