@@ -1,8 +1,8 @@
 """Tests that need an NVIDIA GPU and TensorRT; without them they skip and say why.
 
 With `TRTSHIP_GPU_RESULTS=FILE` the outcomes, and what tests noted with `record_property`, are written there as JSON,
-with the machine, the versions, the date and the command. With several workers (`-n 5 --dist loadfile`) give each its
-share of the cores: `OMP_NUM_THREADS=3`.
+with the machine, the versions, the date and the command; tests that do not run now keep what the file has of them.
+With several workers (`-n 5 --dist loadfile`) give each its share of the cores: `OMP_NUM_THREADS=3`.
 """
 
 from __future__ import annotations
@@ -42,10 +42,18 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
         _outcomes[report.nodeid.split("tests/gpu/")[1]] = {
             "outcome": report.outcome,
             "seconds": round(report.duration, 2),
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
             **({"message": report.longreprtext[-2000:]} if report.outcome == "failed" else {}),
             **noted,
         }
         _write()
+
+
+def _merged(target: Path) -> dict[str, dict[str, Any]]:
+    """This run's outcomes among those that the file has; what was skipped now takes no other's place."""
+    before: dict[str, dict[str, Any]] = json.loads(target.read_text())["tests"] if target.exists() else {}
+    ran = {name: one for name, one in _outcomes.items() if one["outcome"] != "skipped" or name not in before}
+    return {**before, **ran}
 
 
 def _write() -> None:
@@ -62,7 +70,7 @@ def _write() -> None:
                 "gpus": as_plain(list_gpus()),
             },
             "versions": {**versions(), **installed_families()},
-            "tests": _outcomes,
+            "tests": _merged(Path(target)),
         }
         Path(target).write_text(json.dumps(document, indent=2, sort_keys=True) + "\n")
 

@@ -1,0 +1,121 @@
+"""All that only a GPU can tell, in the order in which it is missed most, within the time that there is.
+
+    python benchmarks/gpu_round.py --out FOLDER [--minutes 9] [--steps tests deploy overhead warm_start soak]
+
+Each step is a command of its own with its log in FOLDER and what is left of the time; its results are written as they
+come, so that a round that is ended loses only the step under way. A table of the steps comes last. The tests run beside
+the other steps where there are two GPUs, on the second.
+
+A host's cores are soon the limit: processes of many threads each that share them take minutes for seconds' work. So
+every step gets its share (OMP_NUM_THREADS), and threads that wait do not spin (OMP_WAIT_POLICY).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from trtship.gpu import list_gpus
+
+ROOT = Path(__file__).resolve().parents[1]
+MODEL = "timm/swin_tiny_patch4_window7_224"
+WORKERS = 4
+SOAK = 8.0
+"""Minutes, where as many are left."""
+STEPS = ("tests", "deploy", "overhead", "warm_start", "soak")
+
+
+@dataclass
+class Round:
+    """The steps, and what came of each: `rows` are name, seconds, how it ended."""
+
+    out: Path
+    until: float
+    rows: list[tuple[str, float, str]] = field(default_factory=list)
+
+    @property
+    def left(self) -> float:
+        """Seconds."""
+        return self.until - time.monotonic()
+
+    def command(self, step: str) -> list[str]:
+        bundle, python = str(self.out / "swin.trtship"), sys.executable
+        script = [python, str(ROOT / "benchmarks" / f"{'session_overhead' if step == 'overhead' else step}.py"), bundle]
+        match step:
+            case "tests":
+                options = ["-q", "-p", "no:cacheprovider", "-n", str(WORKERS), "--dist", "loadfile", "--durations=15"]
+                return [python, "-m", "pytest", str(ROOT / "tests" / "gpu"), *options]
+            case "deploy":
+                command = [python, "-m", "trtship", "deploy", MODEL, "--random-weights", "--precision", "fp16"]
+                return [*command, "--batch", "1:8:32", "-o", bundle, "--force"]
+            case "soak":
+                minutes = max(0.5, min(SOAK, self.left / 60 - 0.5))
+                return [*script, "--minutes", f"{minutes:.1f}", "--out", str(self.out / "soak.json")]
+        return [*script, "--out", str(self.out / f"{script[1].rsplit('/', 1)[1][:-3]}.json")]
+
+    def run(self, step: str, *, gpu: int, threads: int) -> None:
+        begun = time.monotonic()
+        if self.left <= 0:
+            self.rows.append((step, 0.0, "not begun: no time was left"))
+            return
+        environment = {
+            **os.environ,
+            "CUDA_VISIBLE_DEVICES": list_gpus()[gpu].uuid,
+            "OMP_NUM_THREADS": str(threads),
+            "OMP_WAIT_POLICY": "PASSIVE",
+            "PYTHONUNBUFFERED": "1",
+            "TRTSHIP_GPU_RESULTS": str(self.out / "gpu_suite.json"),
+        }
+        with (self.out / f"{step}.log").open("w") as log:
+            process = subprocess.Popen(self.command(step), stdout=log, stderr=log, env=environment, cwd=ROOT)
+            try:
+                ended = f"ended with {process.wait(timeout=self.left)}"
+            except subprocess.TimeoutExpired:
+                process.terminate()
+                process.wait()
+                ended = "ended by the time limit"
+        self.rows.append((step, time.monotonic() - begun, ended))
+        print(f"{step}: {ended} after {self.rows[-1][1]:.0f} s", file=sys.stderr, flush=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument("--minutes", type=float, default=9.0)
+    parser.add_argument("--steps", nargs="+", choices=STEPS, default=list(STEPS))
+    arguments = parser.parse_args()
+    gpus = list_gpus()
+    if not gpus:
+        raise SystemExit("no NVIDIA GPU here: all of this needs one")
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    suite = ROOT / "benchmarks" / "results" / "gpu_suite.json"
+    if not (arguments.out / suite.name).exists():
+        shutil.copy(suite, arguments.out / suite.name)  # tests that are not reached keep what they last said
+    whole = Round(arguments.out.resolve(), time.monotonic() + 60 * arguments.minutes)
+    cores = os.cpu_count() or 1
+    rest = [step for step in arguments.steps if step != "tests"]
+    beside = len(gpus) > 1 and "tests" in arguments.steps and bool(rest)
+    of_tests = max(1, cores // (WORKERS * (2 if beside else 1)))
+    if "tests" in arguments.steps and not beside:
+        whole.run("tests", gpu=0, threads=of_tests)
+    tests = threading.Thread(target=whole.run, args=("tests",), kwargs={"gpu": 1, "threads": of_tests})
+    if beside:
+        tests.start()
+    for step in rest:
+        whole.run(step, gpu=0, threads=max(1, cores // 2 if beside else cores))
+    if beside:
+        tests.join()
+    for step, seconds, ended in whole.rows:
+        print(f"{step:12} {seconds:6.0f} s  {ended}")
+    return int(any(ended != "ended with 0" for _, _, ended in whole.rows))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
