@@ -23,7 +23,7 @@ def test_the_tables_are_what_the_results_say() -> None:
 def test_every_command_shown_parses(line: str) -> None:
     from trtship.cli.main import _parser
 
-    _parser().parse_args(shlex.split(line.replace("\\\n", " "))[1:])
+    _parser().parse(shlex.split(line.replace("\\\n", " "))[1:])
 
 
 def test_the_python_shown_uses_names_that_exist() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from PIL import Image
 import trtship
 from deployed import BLUE, GREEN, RED, copy_of, reseal, run_python
 from trtship.bundle import Bundle
-from trtship.errors import BundleCorruptError, DeviceError, ImageError, InputError
+from trtship.errors import BundleCorruptError, DeviceError, ImageError, InputError, SpecError
 from trtship.gpu import list_gpus
 
 Deployed = Callable[[str, str], Path]
@@ -105,6 +106,22 @@ def test_what_is_neither_picture_nor_array_is_refused(colours: trtship.BundleSes
 def test_a_picture_that_is_missing_is_named(colours: trtship.BundleSession, tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"none\.png"):
         colours(tmp_path / "none.png")
+
+
+def test_a_session_is_not_sent_to_another_process(colours: trtship.BundleSession) -> None:
+    with pytest.raises(InputError, match="send the bundle's path"):
+        pickle.dumps(colours)
+
+
+@pytest.mark.parametrize("top", [0, -1])
+def test_no_classes_at_all_are_nothing_to_ask_for(colours: trtship.BundleSession, top: int) -> None:
+    with pytest.raises(InputError, match="asks for nothing"):
+        colours.classify(picture(GREEN), top=top)
+
+
+def test_an_unknown_runtime_is_refused(colours: trtship.BundleSession) -> None:
+    with pytest.raises(SpecError, match="'trt' is no runtime"):
+        trtship.load(colours.bundle.folder, runtime="trt")  # type: ignore[arg-type]
 
 
 def test_classify_gives_the_likeliest_labels_first(colours: trtship.BundleSession) -> None:

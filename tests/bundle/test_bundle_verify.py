@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import onnx
 import pytest
@@ -18,6 +19,7 @@ from trtship.bundle import Bundle
 from trtship.bundle.verify import merge
 from trtship.errors import ImageError
 from trtship.gpu import list_gpus
+from trtship.progress import Progress
 from trtship.verify import Verdict, not_run
 
 Deployed = Callable[[str, str], Path]
@@ -130,8 +132,33 @@ def test_an_earlier_machines_verdict_on_the_plan_stays(copy: Path) -> None:
     )
     others = tuple(v for v in bundle.manifest.verdicts if v.subject != "plan")
     bundle.with_verdicts((*others, elsewhere))
-    assert by_key(trtship.verify_bundle(copy))["plan", "rel_l2"] == elsewhere
+    told = by_key(trtship.verify_bundle(copy))["plan", "rel_l2"]
+    assert told.note.startswith("kept from before, not run now: no NVIDIA GPU here")
+    assert msgspec.structs.replace(told, note="") == elsewhere
     assert by_key(Bundle.open(copy).manifest.verdicts)["plan", "rel_l2"] == elsewhere
+
+
+def test_a_gate_that_is_named_now_is_not_answered_by_what_was_measured_before(copy: Path) -> None:
+    bundle = Bundle.open(copy)
+    elsewhere = Verdict(subject="plan", gate="rel_l2", state="passed", runtime="another GPU", worst=1e-3)
+    others = tuple(v for v in bundle.manifest.verdicts if v.subject != "plan")
+    bundle.with_verdicts((*others, elsewhere))
+    told = by_key(trtship.verify_bundle(copy, max_rel_l2=1e-6, record=False))["plan", "rel_l2"]
+    assert told.state == "not run"
+    assert "no NVIDIA GPU here" in told.reason
+
+
+def test_a_bundle_that_failed_says_so_when_it_is_loaded(copy: Path) -> None:
+    bundle, notes = Bundle.open(copy), list[str]()
+    first, *others = bundle.manifest.verdicts
+    bundle.with_verdicts((msgspec.structs.replace(first, state="failed", reason="planted"), *others))
+
+    class Notes(Progress):
+        def note(self, text: str) -> None:
+            notes.append(text)
+
+    trtship.load(copy, progress=Notes()).close()
+    assert any("has failed a check (graph fp32, rel l2)" in note for note in notes)
 
 
 def test_verdicts_are_written_only_when_asked_and_the_bundle_stays_whole(copy: Path) -> None:

@@ -31,6 +31,17 @@ def test_an_unknown_model_is_answered_with_the_nearest_names(work: Workplace, so
     assert f"do:  for example {source.partition('/')[0]}/{nearest}" in message
 
 
+def test_an_option_that_a_verb_does_not_have_is_answered_with_the_nearest(work: Workplace) -> None:
+    message = work.refuses(*SMALL, "--precison", "fp16", "-o", "a.trtship")
+    assert "trtship deploy does not take --precison fp16" in message
+    assert "did you mean --precision?" in message
+
+
+def test_an_unknown_precision_is_answered_with_all_that_deploy_takes(work: Workplace) -> None:
+    message = work.refuses("deploy", "model.py:small", "--precision", "fp17", "-o", "a.trtship")
+    assert "fp8, int8, and auto" in message
+
+
 def test_a_model_without_weights_is_refused_at_once(work: Workplace) -> None:
     message = work.refuses("deploy", "timm/swin_tiny_patch4_window7_224", "-o", "a.trtship")
     assert "--checkpoint FILE, --pretrained" in message

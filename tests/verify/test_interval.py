@@ -50,6 +50,16 @@ def test_it_covers_the_truth_as_often_as_it_says() -> None:
     assert covered / 2000 == pytest.approx(0.95, abs=4 * math.sqrt(0.95 * 0.05 / 2000))
 
 
+def test_a_verdict_says_when_the_original_has_nothing_to_lose() -> None:
+    target = np.arange(20_000) % 4
+    guessed = np.zeros(20_000, int)  # right for one class of four
+    nothing = held("plan", "", 0.5, evaluate(guessed, guessed, target), classes=4)
+    assert nothing.state == "passed"
+    assert nothing.note.startswith("this says nothing: the original itself is right on 25.00 %")
+    better = np.where(target == 1, 1, guessed)
+    assert held("plan", "", 0.5, evaluate(better, better, target), classes=4).note == ""
+
+
 def test_a_verdict_says_when_the_pictures_cannot_tell_and_when_they_can() -> None:
     right = np.zeros(20_000, int)
     few = held("plan", "", 0.5, evaluate(right[:60], right[:60], right[:60]))

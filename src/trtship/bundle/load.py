@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, get_args
 
 import msgspec
 import numpy as np
@@ -17,7 +17,7 @@ from trtship.bundle.bundle import Bundle
 from trtship.bundle.first_check import check_first, needs_first_check
 from trtship.bundle.runtime import PlanOptions, Runtime, open_session, start_cuda
 from trtship.bundle.signature import Trust, open_trusted
-from trtship.errors import InputError, SpecError
+from trtship.errors import DeviceError, InputError, SpecError
 from trtship.preprocess import preprocess_images
 from trtship.progress import SILENT, Progress
 from trtship.session.arrays import kind_of
@@ -118,7 +118,7 @@ class BundleSession(Session):
             raise InputError(
                 "this bundle has no preprocessing",
                 why="its source did not tell how pictures become inputs",
-                do="call the session with arrays",
+                do="call the session with arrays, or deploy a model that tells it (trtship_preprocess, see README)",
             )
         many = images if isinstance(images, Sequence) and not isinstance(images, (str, bytes)) else [images]
         if not many:
@@ -135,6 +135,10 @@ class BundleSession(Session):
     def classify(self, images: Pictures, *, top: int = 5) -> list[list[Guess]]:
         """The `top` likeliest classes of each picture, likeliest first. Raises InputError for a model that is no
         classifier (its output is not [B, classes])."""
+        if top < 1:
+            raise InputError(
+                f"top={top} asks for nothing", why="it is how many classes to name", do="ask for 1 or more"
+            )
         logits = _on_host(self(images))
         if not isinstance(logits, np.ndarray) or logits.ndim != 2:
             raise InputError(
@@ -234,6 +238,14 @@ def load(
     Raises BundleError and MachineError (and their subclasses), GateError where the plan's outputs are not the model's,
     SpecError for `max_contexts`, `memory_limit` or `graphs` without `fast`.
     """
+    if runtime not in get_args(Runtime):
+        raise SpecError(
+            f"{runtime!r} is no runtime", why=f"there are {', '.join(get_args(Runtime))}", do="name one of them"
+        )
+    if device < 0:
+        raise DeviceError(
+            f"there is no GPU {device} here", why="they are counted from 0", do="trtship doctor lists them"
+        )
     if fast and runtime == "onnxruntime":
         raise SpecError(
             "onnxruntime is not fast", why="fast=True is how a plan is run on a GPU", do="leave one of them away"
@@ -245,11 +257,16 @@ def load(
     if trust is not None or not isinstance(bundle, Bundle):
         bundle = open_trusted(bundle.folder if isinstance(bundle, Bundle) else bundle, trust, progress=progress)
     opened = bundle
+    if failed := [f"{v.subject}, {v.gate.replace('_', ' ')}" for v in opened.manifest.verdicts if v.state == "failed"]:
+        progress.note(f"this bundle has failed a check ({'; '.join(failed)}): trtship inspect shows it")
     chosen = open_session(
         opened, runtime=runtime, family=family, device=device, rebuild=rebuild, options=options, progress=progress
     )
     if fast and not chosen.is_plan:
-        progress.note(f"fast=True changes nothing here: {chosen.why}")
+        chosen = msgspec.structs.replace(
+            chosen, why=f"{chosen.why}; fast=True changes nothing here: it is how a plan is run"
+        )
+        progress.note(chosen.why)
     if needs_first_check(opened, chosen):
         check_first(opened, chosen.session, progress=progress)
     return BundleSession(opened, chosen.session, chosen.why)

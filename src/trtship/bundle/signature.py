@@ -77,7 +77,9 @@ def sign_bundle(
         Exception
     ) as error:  # ValueError, TypeError; AttributeError for an RSA key: model-signing has none of its own
         raise SpecError(
-            f"{key} cannot sign", why=str(error), do="give the PEM file of an elliptic curve's private key, P-256 say"
+            f"{key} cannot sign",
+            why=_reason(error),
+            do="give the PEM file of an elliptic curve's private key, P-256 say",
         ) from error
     with progress.stage("sign", opened.folder.name), whole_file(path) as draft:
         config.sign(opened.folder, draft)
@@ -109,7 +111,7 @@ def check_signature(bundle: str | Path, trust: Trust, *, progress: Progress = SI
     folder = Path(bundle)
     if not (folder / SIGNATURE).is_file():
         raise BundleSignatureError(
-            f"{folder} is not signed", why=f"it has no {SIGNATURE}", do="trtship sign BUNDLE --key FILE signs it"
+            f"{folder} is not signed", why=f"it has no {SIGNATURE}", do="ask whom it is from for a signed one"
         )
     verifying = need("model_signing.verifying", purpose=PURPOSE)
     config = verifying.Config()
@@ -123,8 +125,8 @@ def check_signature(bundle: str | Path, trust: Trust, *, progress: Progress = SI
     ) as error:  # ValueError, TypeError; AttributeError for an RSA key: model-signing has none of its own
         raise SpecError(
             f"{trust.key or ', '.join(trust.certificates)} is no public key, or no certificate",
-            why=str(error),
-            do="--verify-key takes a public key's PEM file, --verify-certificate a certificate's",
+            why=_reason(error),
+            do="--verify-key takes an elliptic curve's public key (PEM), --verify-certificate a certificate",
         ) from error
     try:
         with progress.stage("check the signature", folder.name):
@@ -137,6 +139,11 @@ def check_signature(bundle: str | Path, trust: Trust, *, progress: Progress = SI
     if MANIFEST not in signed:
         raise _invalid(folder, f"it does not cover {MANIFEST}")
     return signed[MANIFEST]
+
+
+def _reason(error: Exception) -> str:
+    """model-signing takes a key of any kind for one of an elliptic curve."""
+    return "it is a key of another kind: RSA, or Ed25519" if isinstance(error, AttributeError) else str(error)
 
 
 def _signed(folder: Path) -> dict[str, str]:

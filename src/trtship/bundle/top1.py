@@ -11,7 +11,7 @@ from trtship.bundle.bundle import Bundle
 from trtship.files import sha256_of
 from trtship.progress import Progress
 from trtship.session.base import Session
-from trtship.spec import Record, batch_range, from_json
+from trtship.spec import Record, batch_range, classes_of, from_json
 from trtship.verify import Bound, Evaluation, Picture, Verdict, evaluate, not_run
 from trtship.verify.evaluate import predictions
 from trtship.verify.verdict import TOP1_DROP
@@ -59,16 +59,22 @@ def top1_verdict(
         _predictions(session, pictures, bundle, progress=progress),
         np.array([p.target for p in pictures]),
     )
-    return held(subject, session.runtime, limit, found)
+    return held(subject, session.runtime, limit, found, classes=classes_of(bundle.manifest.outputs))
 
 
-def held(subject: str, runtime: str, limit: float, found: Evaluation) -> Verdict:
+def held(subject: str, runtime: str, limit: float, found: Evaluation, *, classes: int | None = None) -> Verdict:
     """The verdict on the drop that was seen. Where its confidence interval holds values on either side of the limit,
-    the pictures cannot tell: that is said, and changes no verdict."""
+    the pictures cannot tell: that is said, and changes no verdict. So is an original that is right no more often than
+    by chance: it has nothing to lose."""
     bad = found.drop > limit
     low, high = found.drop_low, found.drop_high
     undecided = low is not None and high is not None and low <= limit < high
-    note = f"too few pictures to tell: the drop lies in {low:.2f} to {high:.2f} points (95 %)" if undecided else ""
+    notes = [f"too few pictures to tell: the drop lies in {low:.2f} to {high:.2f} points (95 %)"] if undecided else []
+    if classes and found.top1_original <= 100 / classes:
+        notes.append(
+            f"this says nothing: the original itself is right on {found.top1_original:.2f} %, no more than by chance; "
+            "is it trained, and do the folders' names stand for its classes (--labels)?"
+        )
     return Verdict(
         subject=subject,
         gate=TOP1_DROP,
@@ -78,7 +84,7 @@ def held(subject: str, runtime: str, limit: float, found: Evaluation) -> Verdict
         bound=Bound(value=limit, source="--max-drop"),
         worst=found.drop,
         evaluation=found,
-        note=note,
+        note="; ".join(notes),
     )
 
 

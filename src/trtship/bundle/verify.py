@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
+
 from trtship.bundle.bundle import MANIFEST, Bundle
 from trtship.bundle.subjects import Checks, subjects_of
 from trtship.bundle.top1 import originals_of
@@ -18,6 +20,7 @@ from trtship.spec import classes_of
 from trtship.verify import Picture, Verdict
 from trtship.verify.folder import labelled_pictures
 from trtship.verify.gates import Gates
+from trtship.verify.verdict import COSINE, REL_L2
 
 
 def verify_bundle(
@@ -32,7 +35,8 @@ def verify_bundle(
     record: bool = True,
     progress: Progress = SILENT,
 ) -> tuple[Verdict, ...]:
-    """Run every check that this machine can run; returns all verdicts, those kept from other machines among them.
+    """Run every check that this machine can run; returns all verdicts, those kept from other machines among them: their
+    `note` says so.
 
     With `record` they are written into the bundle's manifest. With `eval_dir` (ImageFolder layout), top-1 too: on
     the pictures that the bundle was evaluated on when it was made, since the original is not here to be asked. With
@@ -58,7 +62,24 @@ def verify_bundle(
     merged = merge(opened.manifest.verdicts, fresh)
     if record:
         opened.with_verdicts(merged)
-    return merged
+    return _told(merged, fresh, gates)
+
+
+def _told(merged: Sequence[Verdict], fresh: Sequence[Verdict], gates: Gates) -> tuple[Verdict, ...]:
+    """As `merged`, where a verdict that was kept says so. A gate that the user names now is not answered by what was
+    measured then."""
+    now, named = {(v.subject, v.gate): v for v in fresh}, gates != Gates()
+    found = []
+    for verdict in merged:
+        ran = now.get((verdict.subject, verdict.gate))
+        if ran is verdict:
+            found.append(verdict)
+        elif ran is not None and named and verdict.gate in (REL_L2, COSINE):
+            found.append(ran)
+        else:
+            kept = f"kept from before, not run now: {ran.reason}" if ran is not None else "kept from before"
+            found.append(msgspec.structs.replace(verdict, note="; ".join(filter(None, [verdict.note, kept]))))
+    return tuple(found)
 
 
 def merge(old: Sequence[Verdict], new: Sequence[Verdict]) -> tuple[Verdict, ...]:

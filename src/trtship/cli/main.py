@@ -7,6 +7,7 @@ Each verb is a module here, `_` for `-`, with `HELP`, `EXAMPLE`, `add_arguments(
 from __future__ import annotations
 
 import argparse
+import difflib
 import errno
 import importlib
 import io
@@ -47,13 +48,27 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{self.prog}: {message}", why="it is written otherwise", do=f"see {self.prog} --help")
 
+    def parse(self, argv: Sequence[str]) -> argparse.Namespace:
+        """Raises UserError, which points to the verb's own help for options that it does not have."""
+        found, extra = self.parse_known_args(argv)
+        if extra:
+            verb = next(one.choices[found.verb] for one in self._actions if one.dest == "verb" and one.choices)  # type: ignore[index]
+            options = [option for action in verb._actions for option in action.option_strings]
+            near = difflib.get_close_matches(extra[0].split("=")[0], options, n=1)
+            raise UserError(
+                f"{verb.prog} does not take {' '.join(extra)}",
+                why="it has no such option, or too many arguments",
+                do=(f"did you mean {near[0]}? " if near else "") + f"see {verb.prog} --help",
+            )
+        return found
 
-def _parser() -> argparse.ArgumentParser:
+
+def _parser() -> _Parser:
     parser = _Parser(
         prog="trtship",
         description="Ship PyTorch vision models on NVIDIA TensorRT: one command, one bundle, and the proof inside it.",
         epilog="exit codes: 0 done, 1 a gate failed, 2 a mistake in what was asked, 3 this machine lacks something, "
-        "70 a bug in trtship",
+        "70 a bug in trtship, 130 cancelled",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"trtship {__version__}")
@@ -87,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             signal.signal(number, _stop)
     with Console(json="--json" in argv, quiet="--quiet" in argv) as console:
         try:
-            arguments = _parser().parse_args(argv)
+            arguments = _parser().parse(argv)
             return int(arguments.run(arguments, console))
         except (Exception, KeyboardInterrupt) as error:
             return _report(error, console, debug="--debug" in argv)

@@ -30,6 +30,16 @@ from trtship.spec import Precision, Record, ShapeRange, parse_sizes
 PACKAGES = ("torch", "onnx", "onnxscript", "onnx-ir", "onnxsim", "onnxruntime", "numpy", "pillow")
 
 
+def _precision(text: str) -> Precision | None:
+    """None for `"auto"`. Raises SpecError."""
+    if text == AUTO:
+        return None
+    try:
+        return Precision.parse(text)
+    except SpecError as error:
+        raise SpecError(error.what, why=f"{error.why}, and {AUTO}", do=error.do) from None
+
+
 class DeployOptions(Record, frozen=True):
     """What `deploy` was asked to do.
 
@@ -88,7 +98,7 @@ class DeployOptions(Record, frozen=True):
         """From what was typed. Raises SpecError."""
         return DeployOptions(
             source=source,
-            precision=None if precision == AUTO else Precision.parse(precision),
+            precision=_precision(precision),
             batch=None if batch is None else ShapeRange.parse(batch),
             sizes=parse_sizes(sizes),
             profiles=parse_profiles(profiles),

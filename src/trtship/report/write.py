@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import msgspec
-
 from trtship.bench.report import BenchReport
 from trtship.bundle import verify as checks
 from trtship.bundle.bundle import MANIFEST, REPORT, Bundle
+from trtship.bundle.manifest import read_manifest
 from trtship.files import check_writable, whole_file
 from trtship.progress import SILENT, Progress
 from trtship.report.evidence import BENCH
@@ -71,6 +70,7 @@ def verify_bundle(
         record=record,
         progress=progress,
     )
-    if record:
-        write_report(Bundle(opened.folder, msgspec.structs.replace(opened.manifest, verdicts=verdicts)))
+    if record:  # as they stand in the manifest: what was returned tells of today as well
+        manifest = opened.folder / MANIFEST
+        write_report(Bundle(opened.folder, read_manifest(manifest.read_bytes(), where=str(manifest))))
     return verdicts

@@ -149,6 +149,13 @@ class Session(ABC):
         """Called in a child of the process: it may be used no more, and nothing of it be freed."""
         self.unusable, self._opening, self._threads = FORKED, threading.Lock(), None
 
+    def __reduce__(self) -> Any:
+        raise InputError(
+            "a session cannot be sent to another process",
+            why="what it holds belongs to this one",
+            do="send the bundle's path, and load it there",
+        )
+
     def __enter__(self) -> Self:
         return self
 

@@ -20,6 +20,12 @@ __all__ = ["LoadedGraph", "LoadedModel", "Source", "SourceOptions", "parse_model
 def resolve(text: str) -> Source:
     """The source that `text` names, by its form alone. Raises SourceError. Imports nothing heavy."""
     kinds = _kinds()
+    if not isinstance(text, str):
+        raise SourceError(
+            f"a {type(text).__name__} is no source",
+            why="a source is text, so that a bundle can say what it was made of",
+            do="write a function that returns the model into a file, and name it: path/to/file.py:factory",
+        )
     for kind in kinds:
         if kind.accepts(text):
             return kind.parse(text)

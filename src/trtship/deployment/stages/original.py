@@ -115,7 +115,7 @@ def _originals(stages: Stages, session: Session, model: ModelReport, ranges: Map
         raise SpecError(
             "--eval needs a source that tells its preprocessing",
             why=f"{stages.options.source.source} does not",
-            do="leave --eval away",
+            do="leave --eval away, or let the model tell it (trtship_preprocess, see README)",
         )
     pictures = _pictures(stages, model)
     limits = batch_range(model.inputs, ranges)
