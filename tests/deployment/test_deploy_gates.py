@@ -158,3 +158,12 @@ def test_what_the_library_raises_midway_leaves_nothing(
     assert not (tmp_path / "out").exists()
     assert not [p for p in (tmp_path / "cache").rglob("*") if ".partial" in p.name]
     assert not list((tmp_path / "cache").rglob("build/*/entry.json"))
+
+
+def test_a_gate_that_fp32_itself_does_not_meet_is_what_the_advice_is_about(source: str, tmp_path: Path) -> None:
+    with pytest.raises(GateError) as caught:
+        deploy(source, tmp_path, precision="fp16", max_rel_l2=1e-12)
+    assert caught.value.do == "loosen --max-rel-l2: the graph in fp32 does not meet it either"
+    with pytest.raises(GateError) as caught:
+        deploy(source, tmp_path, precision="fp16", max_rel_l2=1e-6)
+    assert caught.value.do.startswith("try --precision bf16 or fp32")

@@ -11,6 +11,7 @@ import msgspec
 
 from trtship.bundle.bundle import Bundle
 from trtship.bundle.candidates import Choice, choice_of
+from trtship.bundle.subjects import EXACT
 from trtship.bundle.verify import check_bundle
 from trtship.cache import Cache
 from trtship.calibrate import DEFAULT_METHOD
@@ -212,6 +213,14 @@ def checked(stages: Stages, made: Made, bundle: Bundle) -> tuple[Verdict, ...]:
     )
 
 
+def _advice(failed: Sequence[Verdict]) -> str:
+    """What may help; no other precision does where fp32 itself does not meet a gate of the user's."""
+    asked = {v.bound.source for v in failed if v.bound is not None and v.bound.source.startswith("--")}
+    if asked and any(v.subject == EXACT for v in failed):
+        return f"loosen {', '.join(sorted(asked))}: the graph in fp32 does not meet it either"
+    return "try --precision bf16 or fp32, or auto; a bound on top-1 is --max-drop's"
+
+
 def _hold_gates(verdicts: tuple[Verdict, ...]) -> tuple[Verdict, ...]:
     """The verdicts, when none failed; else GateError, within the stage, so that a failure is never remembered: it may
     have been this process's (memory, TF32), and the next one deserves its own."""
@@ -220,7 +229,7 @@ def _hold_gates(verdicts: tuple[Verdict, ...]) -> tuple[Verdict, ...]:
         raise GateError(
             f"no bundle: {len(failed)} of {len(verdicts)} gates failed",
             why="; ".join(f"{v.subject}, {v.gate}: {v.reason}" for v in failed),
-            do="try --precision bf16 or fp32, or auto; a bound on top-1 is --max-drop's",
+            do=_advice(failed),
             evidence=as_plain(verdicts),
         )
     return verdicts
