@@ -24,7 +24,7 @@ from trtship.errors import OutputError, SpecError
 from trtship.files import cache_root, sha256_of, whole_file, whole_folder
 from trtship.spec import Record, from_json, to_json
 
-FORMAT = 5
+FORMAT = 6
 """Part of every key: raise it when the code of a stage changes what a stage makes."""
 
 

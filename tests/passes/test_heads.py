@@ -67,6 +67,13 @@ def test_other_products_are_not(body: str, tmp_path: Path) -> None:
     assert found(tmp_path, body) == set()
 
 
+@pytest.mark.parametrize(("classes", "names"), [(1024, {"y"}), (1025, set())])
+def test_a_head_that_would_cost_time_to_read_is_as_the_rest(classes: int, names: set[str], tmp_path: Path) -> None:
+    body = f"(float[B, 7, 4096] x) => (float[B, {classes}] y) {{ {POOLED} y = MatMul(m, w) }}"
+    model = load_graph(written(tmp_path / "a.onnx", body, w=np.zeros((4096, classes), np.float32)))
+    assert {node.outputs[0].name or "" for node in heads(ShapeInferencePass()(model).model)} == names
+
+
 def test_of_two_products_behind_the_pooling_the_first_is_work_and_the_last_is_behind_a_product(tmp_path: Path) -> None:
     assert found(tmp_path, f"{TOKENS} {{ {POOLED} a = MatMul(m, w) b = Relu(a) y = MatMul(b, v) }}") == set()
 
