@@ -83,6 +83,10 @@ class Cache:
         entry = from_json((folder / "entry.json").read_bytes(), EntryRecord, what="a cache entry")
         return Entry(folder, key, hit, changed, entry.files, entry.seconds)
 
+    def knows(self, name: str, inputs: Mapping[str, Any]) -> bool:
+        """Whether there is an entry for `inputs`; whether it is whole, `stage` finds out."""
+        return (self.root / name / key_of(name, inputs) / "entry.json").is_file()
+
     @contextmanager
     def turn(self, subject: str, *, waiting: Callable[[], None]) -> Iterator[None]:
         """Alone with `subject` among all runs that share this cache; `waiting` is called before a wait for another."""

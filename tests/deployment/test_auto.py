@@ -171,6 +171,20 @@ def test_a_time_budget_ships_the_best_so_far_and_the_same_command_goes_on(loud: 
         deploy(loud, target, candidates="fp32")
 
 
+def test_what_is_remembered_is_taken_in_however_little_time_there_is(loud: Path, tmp_path: Path) -> None:
+    options = {"candidates": "fp32,bf16", "batch": "1:4:5"}
+    assert deploy(loud, tmp_path / "a.trtship", **options, time_budget="0.01s").choice.complete is False  # type: ignore[union-attr]
+    whole = deploy(loud, tmp_path / "b.trtship", **options).choice
+    again = deploy(loud, tmp_path / "c.trtship", **options, time_budget="0.01s")
+    assert whole is not None
+    assert again.choice is not None
+    assert again.choice.complete
+    assert [(c.name, c.outcome, c.rel_l2) for c in again.choice.candidates] == [
+        (c.name, c.outcome, c.rel_l2) for c in whole.candidates
+    ]
+    assert all(s.cached for s in again.stages)
+
+
 def test_where_nothing_passes_there_is_no_bundle(loud: Path, tmp_path: Path) -> None:
     with pytest.raises(GateError, match="none of 2 candidates passed") as caught:
         deploy(loud, tmp_path / "out" / "b.trtship", candidates="fp32,fp16", max_rel_l2=1e-12)

@@ -21,7 +21,7 @@ from trtship.deployment.search.profile_process import LayerMilliseconds, layer_t
 from trtship.deployment.search.slower import with_reasons
 from trtship.deployment.search.timing import EAGER, plan_file, time_all, with_times
 from trtship.deployment.search_options import MIXED
-from trtship.deployment.stages import GRAPH, PLAN, REPORT, Stages
+from trtship.deployment.stages import GRAPH, PLAN, REPORT, NotRemembered, Stages
 from trtship.deployment.stages.calibrate import calibrated
 from trtship.deployment.way import Way
 from trtship.errors import DeviceError, GateError, SpecError
@@ -67,8 +67,12 @@ class _Search:
             way = Way(precision=precision)
             if why := self._cannot(way):
                 self.skipped.append(_not_tried(way, why))
-            else:
+            elif not (self.attempts and self._is_late()):  # one at least, however little time there is
                 self._tried(attempt(self.stages, self.common, way, known=self._known()))
+            elif (remembered := self._remembered(way)) is not None:
+                self._tried(remembered)
+            else:
+                self.skipped.append(_not_tried(way, self._out_of_time()))
 
     def try_mixed(self) -> None:
         if self.asked and MIXED not in self.asked:
@@ -82,6 +86,16 @@ class _Search:
                 self.skipped.append(msgspec.structs.replace(left_out, name=f"{plain.way.precision.value} mixed"))
                 continue
             search_mixed(self.stages, self.common, plain, ranges=self._ranges(), until=self.until, tried=self._tried)
+
+    def _remembered(self, way: Way) -> Attempt | None:
+        """What an earlier run found of a way: it takes no time."""
+        self.stages.only_remembered = True
+        try:
+            return attempt(self.stages, self.common, way)
+        except NotRemembered:
+            return None
+        finally:
+            self.stages.only_remembered = False
 
     def _known(self) -> tuple[Verdict, ...]:
         """What the first way that said something of the fp32 graph said of it: it is the same in all."""
@@ -170,9 +184,7 @@ class _Search:
         self.stages.progress.table(COLUMNS, rows)
 
     def _cannot(self, way: Way) -> str:
-        """Why a plain candidate is not tried; empty where it is. At least one is, however little time there is."""
-        if self.attempts and self._is_late():
-            return self._out_of_time()
+        """Why a plain candidate cannot be tried, whatever the time; empty where it can."""
         if way.precision.value == "tf32" and not list_gpus():
             return "without a GPU nothing here multiplies in TF32"
         if way.precision.quantized:

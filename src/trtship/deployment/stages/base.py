@@ -18,6 +18,10 @@ from trtship.spec import Record
 GRAPH, PLAN, REPORT = "model.onnx", "model.plan", "report.json"
 
 
+class NotRemembered(Exception):
+    """Of a stage that was asked for what it remembers, and has nothing."""
+
+
 class StageResult(Record, frozen=True):
     """How a stage went: whether it was remembered, its seconds, what differs from its last run, and what it did to the
     graph where that is not always the same. `made_in` are the seconds of the run that made what is remembered."""
@@ -31,7 +35,8 @@ class StageResult(Record, frozen=True):
 
 
 class Stages:
-    """Runs the stages for one deploy. The model is loaded at the first stage that needs it, and only then."""
+    """Runs the stages for one deploy. The model is loaded at the first stage that needs it, and only then. While
+    `only_remembered` is set, a stage that is not in the cache raises NotRemembered."""
 
     def __init__(
         self,
@@ -47,6 +52,7 @@ class Stages:
         self._cache, self._subject = cache, subject
         self.results: list[StageResult] = []
         self.recipe: dict[str, Any] = {}
+        self.only_remembered = False
         self._told: set[str] = set()
 
     @cached_property
@@ -66,6 +72,8 @@ class Stages:
         """One stage, from the cache where its inputs are known. `of` tells it from others of its name, where a deploy
         tries several precisions. A stage that is asked for again is told of once."""
         begun = time.monotonic()
+        if self.only_remembered and not self._cache.knows(name, inputs):
+            raise NotRemembered(name)
         entry = self._cache.stage(name, inputs, make, subject=f"{self._subject} {of}".rstrip())
         if entry.key in self._told:
             return entry
