@@ -29,7 +29,6 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Cuda:
 CALLS: dict[str, Callable[[Cuda], Any]] = {
     "select": lambda c: c.select(),
     "switch": lambda c: c.switch(),
-    "device_name": lambda c: c.device_name(),
     "free_memory": lambda c: c.free_memory(),
     "create_stream": lambda c: c.create_stream(),
     "destroy_stream": lambda c: c.destroy_stream(0x1000),

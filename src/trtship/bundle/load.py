@@ -183,6 +183,17 @@ def _on_host(array: Any) -> Any:
     return array.get() if hasattr(array, "get") and hasattr(array, "device") else np.asarray(array)
 
 
+def _check_place(runtime: str, device: int) -> None:
+    if runtime not in get_args(Runtime):
+        raise SpecError(
+            f"{runtime!r} is no runtime", why=f"there are {', '.join(get_args(Runtime))}", do="name one of them"
+        )
+    if device < 0:
+        raise DeviceError(
+            f"there is no GPU {device} here", why="they are counted from 0", do="trtship doctor lists them"
+        )
+
+
 def _options(fast: bool, **given: float | None) -> PlanOptions | None:
     asked = {name: value for name, value in given.items() if value is not None}
     if fast:
@@ -238,14 +249,7 @@ def load(
     Raises BundleError and MachineError (and their subclasses), GateError where the plan's outputs are not the model's,
     SpecError for `max_contexts`, `memory_limit` or `graphs` without `fast`.
     """
-    if runtime not in get_args(Runtime):
-        raise SpecError(
-            f"{runtime!r} is no runtime", why=f"there are {', '.join(get_args(Runtime))}", do="name one of them"
-        )
-    if device < 0:
-        raise DeviceError(
-            f"there is no GPU {device} here", why="they are counted from 0", do="trtship doctor lists them"
-        )
+    _check_place(runtime, device)
     if fast and runtime == "onnxruntime":
         raise SpecError(
             "onnxruntime is not fast", why="fast=True is how a plan is run on a GPU", do="leave one of them away"

@@ -15,8 +15,6 @@ STICKY = frozenset({214, 220, 226, 700, 702, 709, 710, 714, 715, 716, 717, 718, 
 uncorrectable memory errors and the like (cudaError_t in CUDA's driver_types.h)."""
 HOST_MEMORY = 1
 """cudaMemoryTypeHost: what CUDA allocated, or registered, on the host."""
-NO_STREAM_OF_ITS_OWN = (0, 1, 2)
-"""The handles of the legacy default stream (0 and 1) and of a thread's default stream."""
 
 
 class Cuda:
@@ -95,10 +93,6 @@ class Cuda:
         """Undo `switch`."""
         if before >= 0 and before != self.device:
             self._rt.cudaSetDevice(before)
-
-    def device_name(self) -> str:
-        name = self._check(self._rt.cudaGetDeviceProperties(self.device)).name
-        return name.decode() if isinstance(name, bytes) else str(name)
 
     def free_memory(self) -> int:
         """Bytes that are free on the device, whoever asks."""
