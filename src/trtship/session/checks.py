@@ -79,7 +79,7 @@ def _check_places(inputs: Sequence[TensorSpec], kind: Kind, facts: Mapping[str, 
     if place not in ("cpu", "cuda"):
         raise refusal(
             inputs,
-            f"the inputs are {kind.name.removeprefix('a ')}s on {place}",
+            f"the inputs are on {place}, as {kind.name}",
             "moving them would copy through the host: move them yourself to where the session runs",
         )
 
