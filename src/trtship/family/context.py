@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,27 +19,29 @@ _OUT_OF_MEMORY = re.compile(
 class Context:
     """Wraps an `IExecutionContext` whose optimization profile is chosen. For one thread at a time.
 
-    `size` is the bytes of GPU memory that its activations take.
+    `size` is the bytes of GPU memory that its activations take. `turn` is what the engine's contexts share.
     """
 
-    def __init__(self, module: Any, context: Any, outputs: tuple[str, ...], *, size: int) -> None:
+    def __init__(self, module: Any, context: Any, outputs: tuple[str, ...], *, size: int, turn: threading.Lock) -> None:
         self._module, self._context, self._outputs, self.size = module, context, outputs, size
         self._shapes: tuple[Mapping[str, tuple[int, ...]], dict[str, tuple[int, ...]]] = ({}, {})
         self._addresses: dict[str, int] = {}
+        self._turn = turn
 
     def set_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
         """Set the input shapes; returns the output shapes. Raises InputError for shapes that TensorRT refuses."""
         if shapes == self._shapes[0]:  # to set them again would make TensorRT work out every shape anew
             return self._shapes[1]
         self._shapes = ({}, {})
-        for name, shape in shapes.items():
-            if not self._context.set_input_shape(name, shape):
-                raise InputError(
-                    f"TensorRT refused the shape {list(shape)} for input {name!r}",
-                    why="its log has the reason, above all lines with [E]",
-                    do="deploy again with a wider --batch",
-                )
-        found = {name: tuple(int(n) for n in self._context.get_tensor_shape(name)) for name in self._outputs}
+        with self._turn:
+            for name, shape in shapes.items():
+                if not self._context.set_input_shape(name, shape):
+                    raise InputError(
+                        f"TensorRT refused the shape {list(shape)} for input {name!r}",
+                        why="its log has the reason, above all lines with [E]",
+                        do="deploy again with a wider --batch",
+                    )
+            found = {name: tuple(int(n) for n in self._context.get_tensor_shape(name)) for name in self._outputs}
         self._shapes = (dict(shapes), found)
         return found
 
@@ -60,7 +63,7 @@ class Context:
             if self._addresses.get(name) != address:
                 self._context.set_tensor_address(name, address)
                 self._addresses[name] = address
-        with recording(self._module) as log:
+        with self._turn, recording(self._module) as log:
             ran = self._context.execute_async_v3(stream)
         if not ran:
             raise refused("TensorRT refused to run the plan", log)

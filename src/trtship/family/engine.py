@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,6 +34,10 @@ class Engine:
     """Wraps `ICudaEngine`. Threads share it; contexts are created one at a time, since they need the environment of the
     process as it was when the plan was built.
 
+    Its contexts take turns to set shapes and to enqueue. TensorRT for RTX promises threads one network each, no more
+    (release notes of 1.3), and two contexts of one engine that enqueued at once, while kernels were compiled in the
+    background, ended the process by a segmentation fault (1.6.1, H100). Replays of CUDA graphs take no part in it.
+
     `inputs` and `outputs` have the plan's own shapes, a dynamic size written as a letter; sizes that the plan does
     not tell apart get a letter each. `profiles` has what each takes: one that was built for a single size runs faster
     at that size than one for a range. `kernels` are those that TensorRT for RTX compiled for the plan.
@@ -49,8 +54,8 @@ class Engine:
         plan_size: int = 0,
     ) -> None:
         self._module, self._engine, self._runtime, self._variables = module, engine, runtime, variables
-        self._plan_size = plan_size
-        self.kernels = Kernels(module, engine, kernels)
+        self._plan_size, self._turn = plan_size, threading.Lock()
+        self.kernels = Kernels(module, engine, kernels, turn=self._turn)
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
         is_input = {n: engine.get_tensor_mode(n) == module.TensorIOMode.INPUT for n in names}
         self.inputs = tuple(self._spec(n) for n in names if is_input[n])
@@ -114,7 +119,7 @@ class Engine:
         if several:  # else each context would take the memory of the largest profile
             strategy = module.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE
         chosen, fixed = (profile if several else None), eager and self.is_fixed(profile)
-        with environment(self._variables), recording(module) as log:
+        with environment(self._variables), self._turn, recording(module) as log:
             context = self._context(strategy, chosen, stream, fixed=fixed)
             if context is None:  # an older runtime's kernels, say: the plan itself has all that it needs
                 context = self._context(strategy, chosen, stream, fixed=fixed, kept=False)
@@ -122,7 +127,8 @@ class Engine:
                     self.kernels.discard()
         if context is None:
             raise refused("TensorRT could not create an execution context", log)
-        return Context(module, context, tuple(spec.name for spec in self.outputs), size=self.context_size(profile))
+        names = tuple(spec.name for spec in self.outputs)
+        return Context(module, context, names, size=self.context_size(profile), turn=self._turn)
 
     def _context(self, strategy: Any, profile: int | None, stream: int, *, fixed: bool, kept: bool = True) -> Any:
         """An `IExecutionContext` with its profile chosen; None where TensorRT could not."""

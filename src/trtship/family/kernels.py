@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 
@@ -10,10 +11,10 @@ class Kernels:
     when it builds. See https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/inference-library/work-with-runtime-cache.html
     """
 
-    def __init__(self, module: Any, engine: Any, saved: bytes) -> None:
+    def __init__(self, module: Any, engine: Any, saved: bytes, *, turn: threading.Lock) -> None:
         """`saved` is what `serialized` gave before, or nothing; it must be bytes whose hash was checked. What this
-        GPU, TensorRT or CUDA cannot use, TensorRT leaves out."""
-        self._module, self._engine, self._cache = module, engine, None
+        GPU, TensorRT or CUDA cannot use, TensorRT leaves out. `turn` is what the engine's contexts share."""
+        self._module, self._engine, self._cache, self._turn = module, engine, None, turn
         self.discarded, self._discarded = False, None
         if hasattr(module, "IRuntimeCache"):
             settings = engine.create_runtime_config()
@@ -41,8 +42,9 @@ class Kernels:
 
     def serialized(self) -> bytes:
         """All kernels compiled or loaded so far; nothing where there are none, or none can be kept."""
-        memory = None if self._cache is None else self._cache.serialize()
-        return b"" if memory is None else bytes(memory)
+        with self._turn:
+            memory = None if self._cache is None else self._cache.serialize()
+            return b"" if memory is None else bytes(memory)
 
     def discard(self) -> None:
         """Keep none, and use none of those that were kept, for contexts from now on."""

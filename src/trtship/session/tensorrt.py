@@ -11,7 +11,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 
-from trtship.errors import DeviceError, GpuFaultError, GpuMemoryError, TrtshipError
+from trtship.errors import GpuFaultError, GpuMemoryError, TrtshipError
 from trtship.family import Engine, Family
 from trtship.gpu import Gpu
 from trtship.session.arrays import Array, kind_of
@@ -21,6 +21,7 @@ from trtship.session.cuda import Cuda
 from trtship.session.device import gpu_at
 from trtship.session.kernel_store import KernelStore
 from trtship.session.lane import Lane
+from trtship.session.leak import leak
 from trtship.session.mapping import Pending, in_order
 from trtship.session.memory import Ledger, Memory
 from trtship.session.pipe import Pipe
@@ -158,6 +159,8 @@ class TensorRTSession(Session):
 
     def map(self, batches: Iterable[Mapping[str, Array]], *, ahead: int = 2) -> Iterator[dict[str, Array]]:
         """As of any session. Batches of the host pass through pinned memory, `ahead + 1` batches of it."""
+        if self.unusable:
+            raise self._unusable()
         ahead = max(ahead, 0)
         pipe = self._runs.take_pipe(ahead + 1)
         results = in_order(partial(self._submit_to, pipe), batches, ahead=ahead)
@@ -236,10 +239,8 @@ class TensorRTSession(Session):
 
     def _release(self) -> None:
         lanes = self._lanes.close()  # waits for who runs
-        if self._fault:  # CUDA takes nothing back any more
-            with suppress(DeviceError):
-                self._runs.free(lanes)
-            self._engine.close()
+        if self._fault:  # CUDA takes nothing back any more, and TensorRT ends the process where it tries
+            leak(lanes, self._pipes, self._rig, self._engine)
             return
         with self._cuda.selected():
             _Keeper(self.kernels, self._engine)(True)  # with those compiled in the background, while contexts have them

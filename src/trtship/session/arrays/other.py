@@ -23,25 +23,27 @@ class Other(Kind):
         return hasattr(array, "__cuda_array_interface__") or hasattr(array, "__dlpack_device__")
 
     def key(self, array: Array) -> Hashable:
-        return self.facts(array)
+        return self._seen(array)
 
     def facts(self, array: Array) -> Facts:
+        return self._seen(array)[0]
+
+    def is_contiguous(self, array: Array) -> bool:
+        return self._seen(array)[1]
+
+    def _seen(self, array: Array) -> tuple[Facts, bool]:
+        """Its facts, and whether it is contiguous: it must be (`keeps`), and so that is part of its key."""
         interface = getattr(array, "__cuda_array_interface__", None)
         if interface is not None:
             where = array.__dlpack_device__()[1] if hasattr(array, "__dlpack_device__") else 0
-            return Facts(str(np.dtype(interface["typestr"])), tuple(interface["shape"]), "cuda", int(where))
+            dtype, shape, strides = np.dtype(interface["typestr"]), tuple(interface["shape"]), interface.get("strides")
+            dense = strides is None or Tensor.is_dense(shape, [stride // dtype.itemsize for stride in strides])
+            return Facts(str(dtype), shape, "cuda", int(where)), dense
         place, index = array.__dlpack_device__()
         tensor = opened(array.__dlpack__(**({"stream": -1} if int(place) == CUDA else {})))
         names = {CPU: "cpu", CUDA: "cuda"}
-        return Facts(tensor.dtype, tensor.shape, names.get(int(place), f"DLPack device {int(place)}"), int(index))
-
-    def is_contiguous(self, array: Array) -> bool:
-        interface = getattr(array, "__cuda_array_interface__", None)
-        if interface is None:
-            return self._tensor(array, -1).contiguous
-        shape, strides = tuple(interface["shape"]), interface.get("strides")
-        size = np.dtype(interface["typestr"]).itemsize
-        return strides is None or Tensor.is_dense(shape, [stride // size for stride in strides])
+        where = names.get(int(place), f"DLPack device {int(place)}")
+        return Facts(tensor.dtype, tensor.shape, where, int(index)), tensor.contiguous
 
     def is_writable(self, array: Array) -> bool:
         interface = getattr(array, "__cuda_array_interface__", None)
@@ -65,10 +67,6 @@ class Other(Kind):
             cuda.wait(stream, event)
             cuda.destroy_event(event)  # CUDA keeps it until the wait is done
         return int(interface["data"][0]), array
-
-    def _tensor(self, array: Array, stream: int) -> Tensor:
-        on_gpu = int(array.__dlpack_device__()[0]) == CUDA
-        return opened(array.__dlpack__(**({"stream": stream} if on_gpu else {})))
 
 
 KIND = Other()

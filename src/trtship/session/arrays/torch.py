@@ -30,7 +30,7 @@ class Torch(Kind):
         return isinstance(array, self._torch.Tensor)
 
     def key(self, array: Array) -> Hashable:
-        return array.dtype, array.shape, array.device
+        return array.dtype, array.shape, array.device, array.layout
 
     def facts(self, array: Array) -> Facts:
         dtype = str(array.dtype).removeprefix("torch.")
