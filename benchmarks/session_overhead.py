@@ -26,7 +26,7 @@ import torch
 import trtship
 from trtship.bundle import Bundle
 from trtship.family import choose_family
-from trtship.family.profiles import narrowest
+from trtship.session.bound import BoundPlan
 from trtship.session.cuda import Cuda
 
 ROUNDS, CALLS = 9, 200
@@ -46,21 +46,15 @@ class Raw:
         self.cuda, self.stream = Cuda(), stream
         self.image = torch.randn(spec.with_sizes({"B": batch}), device="cuda").to(getattr(torch, spec.dtype))
         self.result = torch.empty(out.with_sizes({"B": batch}), device="cuda", dtype=getattr(torch, out.dtype))
-        self.engine = family.load(bundle.read(m.plan), tf32=m.precision.tf32)
         shapes = {spec.name: tuple(self.image.shape)}
-        profile = narrowest(self.engine.profiles, shapes)
-        self.fixed = self.engine.is_fixed(profile)
-        self.context = self.engine.create_context(profile, stream.cuda_stream)
-        self.context.set_shapes(shapes)
+        self.plan = BoundPlan(bundle.read(m.plan), family, shapes, tf32=m.precision.tf32)
         addresses = {spec.name: self.image.data_ptr(), out.name: self.result.data_ptr()}
-        self.context.execute(addresses, stream.cuda_stream)
-        stream.synchronize()
-        if not self.fixed:
-            time.sleep(SETTLE)
-            self.context.execute(addresses, stream.cuda_stream)
+        for wait in (0.0,) if self.plan.is_settled else (0.0, SETTLE):
+            time.sleep(wait)
+            self.plan.enqueue(addresses, stream.cuda_stream)
             stream.synchronize()
         handle = stream.cuda_stream
-        self.graph = self.cuda.capture(lambda: self.context.execute(addresses, handle), handle)
+        self.graph = self.cuda.capture(lambda: self.plan.enqueue(addresses, handle), handle)
 
     def call(self) -> Callable[[], object]:
         launch, graph, handle = self.cuda._rt.cudaGraphLaunch, self.graph, self.stream.cuda_stream
@@ -69,8 +63,7 @@ class Raw:
     def close(self) -> None:
         self.stream.synchronize()
         self.cuda.destroy_graph(self.graph)
-        del self.context
-        self.engine.close()
+        self.plan.close()
 
 
 def time_calls(call: Callable[[], object], stream: torch.cuda.Stream, *, each: bool) -> float:
@@ -98,7 +91,7 @@ def compare(bundle: Bundle, session: trtship.BundleSession, batch: int) -> dict[
         for _ in range(8):
             session(image)
             session(image, out=kept)
-        if not raw.fixed:
+        if not raw.plan.is_settled:
             time.sleep(SETTLE)
             for _ in range(8):
                 session(image)
@@ -183,7 +176,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "session_overhead.json")
     arguments = parser.parse_args()
     bundle = Bundle.open(arguments.bundle)
-    with trtship.load(bundle, runtime="tensorrt", fast=True) as session:
+    with trtship.load(bundle, runtime="tensorrt") as session:
         rows = [compare(bundle, session, batch) for batch in arguments.batches]
         mapped = streams_of_batches(bundle, session, arguments.map_batch)
         memory = session.memory._asdict()

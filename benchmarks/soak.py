@@ -1,19 +1,24 @@
 """A bundle under load for as long as it is told: many threads, random batches, calls that are cancelled; every output
 is held against the bundle's own reference, and memory against what it was.
 
-    python benchmarks/soak.py BUNDLE [--minutes 30] [--threads 16] [--out FILE]
+    python benchmarks/soak.py BUNDLE [--minutes 30] [--threads 16] [--sizes N ...] [--out FILE]
 
-Each thread calls one session with batches of random size (up to 1.25 times the largest, so that some are split) of
-random rows of the reference: numpy arrays, torch tensors on the GPU with a stream of the thread's own, torch tensors on
-the host, or `map` over a few. A call of `ainfer` is cancelled every second. Outputs must be within the bound that the
-bundle's plan was gated on. Memory is sampled every few seconds; growth is the median of the last fifth of the samples
-over that of the first fifth after the warm-up. Ends with 1 where an output was wrong, a call failed, or memory grew.
+Each thread calls one session with batches of random size (up to 1.25 times the largest, so that some are split; or
+`--sizes`) of random rows of the reference: numpy arrays, torch tensors on the GPU with a stream of the thread's own,
+torch tensors on the host, or `map` over a few. A call of `ainfer` is cancelled every second. Outputs must be within the
+bound that the bundle's plan was gated on. Memory is sampled every few seconds; growth is the median of the last fifth
+of the samples over that of the first fifth after the warm-up. Ends with 1 where an output was wrong, a call failed, or
+memory grew.
+
+TensorRT for RTX compiles kernels in the background for every size that has no profile of its own, once a context, which
+takes seconds and memory each: with all sizes of a large range that goes on for minutes, and memory grows until then.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import ctypes
 import json
 import os
 import random
@@ -34,7 +39,11 @@ from trtship.session.cuda import Cuda
 from trtship.verify.compare import as_session_takes
 
 WARM_UP = 0.1
-"""Of the time: contexts, graphs and allocators settle."""
+"""Of the time, at least: contexts, graphs and allocators settle."""
+M_MMAP_THRESHOLD = -3
+LARGE = 1 << 20
+"""Bytes from which malloc maps memory of its own, and gives it back: else each thread's arena keeps what its largest
+batches took, and says nothing of the session."""
 GPU_GROWTH, HOST_GROWTH = 16.0, 64.0
 """MiB that count as none: the GPU's memory is handed out in 2 MiB pages, the host's allocators keep arenas a thread."""
 
@@ -42,7 +51,7 @@ GPU_GROWTH, HOST_GROWTH = 16.0, 64.0
 class Soak:
     """One session, its reference, and what became of every call."""
 
-    def __init__(self, session: trtship.BundleSession, seconds: float) -> None:
+    def __init__(self, session: trtship.BundleSession, seconds: float, sizes: list[int]) -> None:
         self.session, self.seconds = session, seconds
         reference = session.bundle.reference()
         bound = session.bundle.manifest.bounds["plan"]
@@ -52,7 +61,7 @@ class Soak:
         self.inputs = np.ascontiguousarray(feeds[self.name])
         self.expected = np.asarray(reference.outputs[self.out], np.float64)
         self.tensors = torch.from_numpy(self.inputs).cuda()
-        self.largest = int(session.ranges["B"].max * 1.25)
+        self.sizes = sizes or list(range(1, int(session.ranges["B"].max * 1.25) + 1))
         self.counts: Counter[str] = Counter()
         self.worst, self.faults = 0.0, []  # type: float, list[str]
         self.lock = threading.Lock()
@@ -90,7 +99,7 @@ class Soak:
             self.fault(f"a thread ended: {type(error).__name__}: {error}")
 
     def one(self, rng: np.random.Generator, seed: int) -> None:
-        rows = rng.integers(self.rows, size=int(rng.integers(1, self.largest + 1)))
+        rows = rng.integers(self.rows, size=int(rng.choice(self.sizes)))
         way = rng.choice(["numpy", "torch_gpu", "torch_host", "map"], p=[0.35, 0.4, 0.2, 0.05])
         if way == "numpy":
             self.check(way, rows, self.session(self.inputs[rows]))
@@ -99,7 +108,7 @@ class Soak:
         elif way == "torch_host":
             self.check(way, rows, self.session(torch.from_numpy(self.inputs[rows])))
         else:
-            many = [rng.integers(self.rows, size=int(rng.integers(1, self.largest + 1))) for _ in range(4)]
+            many = [rng.integers(self.rows, size=int(rng.choice(self.sizes))) for _ in range(4)]
             for part, found in zip(many, self.session.map(self.inputs[part] for part in many), strict=True):
                 self.check(way, part, found)
 
@@ -142,9 +151,10 @@ def sample(cuda: Cuda, total: int, begun: float, session: trtship.BundleSession)
     }
 
 
-def growth(samples: list[dict[str, float]], name: str) -> float:
+def growth(samples: list[dict[str, float]], name: str, *, warm_up: float) -> float:
     """MiB from the first fifth of the samples after the warm-up to the last fifth."""
-    settled = samples[int(len(samples) * WARM_UP) :]
+    begins = max(warm_up, WARM_UP * samples[-1]["seconds"])
+    settled = [one for one in samples if one["seconds"] >= begins] or samples[-1:]
     fifth = max(1, len(settled) // 5)
     first, last = settled[:fifth], settled[-fifth:]
     return round(statistics.median(s[name] for s in last) - statistics.median(s[name] for s in first), 2)
@@ -155,15 +165,18 @@ def main() -> int:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--threads", type=int, default=16)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[], metavar="N", help="of batches (default: all)")
+    parser.add_argument("--warm-up", type=float, default=60, help="seconds before memory counts, at least a tenth")
     parser.add_argument("--every", type=float, default=5, help="seconds from one sample to the next")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "soak.json")
     arguments = parser.parse_args()
+    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE)
     cuda = Cuda()
     total = torch.cuda.mem_get_info()[1]
-    with trtship.load(arguments.bundle, runtime="tensorrt", fast=True) as session:
+    with trtship.load(arguments.bundle, runtime="tensorrt") as session:
         limits = session.ranges["B"]
         session.warm_up(sorted({limits.min, limits.opt, limits.max}))
-        soak = Soak(session, arguments.minutes * 60)
+        soak = Soak(session, arguments.minutes * 60, arguments.sizes)
         workers = [threading.Thread(target=soak.work, args=(seed,)) for seed in range(arguments.threads)]
         workers.append(threading.Thread(target=soak.cancel))
         begun = time.monotonic()
@@ -182,8 +195,9 @@ def main() -> int:
         samples.append(sample(cuda, total, begun, session))
         seconds = time.monotonic() - begun
         memory = session.memory._asdict()
-    gpu, host = growth(samples, "gpu_used_mib"), growth(samples, "rss_mib")
-    own = growth(samples, "session_mib")
+    gpu, host, own = (
+        growth(samples, name, warm_up=arguments.warm_up) for name in ("gpu_used_mib", "rss_mib", "session_mib")
+    )
     failed = bool(soak.faults) or gpu > GPU_GROWTH or host > HOST_GROWTH
     manifest = session.bundle.manifest
     document = {
@@ -193,6 +207,7 @@ def main() -> int:
         "verdict": "failed" if failed else "passed",
         "minutes": round(seconds / 60, 2),
         "threads": arguments.threads,
+        "sizes": soak.sizes,
         "calls": dict(soak.counts),
         "images_per_s": round(soak.counts["images"] / seconds, 1),
         "worst_relative_l2": soak.worst,

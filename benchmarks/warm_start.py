@@ -1,6 +1,6 @@
 """How long a fresh process takes from `trtship.load` to its first result, with no kernels kept and with them.
 
-    python benchmarks/warm_start.py BUNDLE [--batch 1] [--cold 2] [--warm 5] [--plain] [--out FILE]
+    python benchmarks/warm_start.py BUNDLE [--batch 1] [--cold 2] [--warm 5] [--out FILE]
 
 On a machine with a GPU. Every process is new; a cold one has an empty cache of its own. The files are in the page cache
 in both cases; importing numpy and trtship is not counted, and told as `import`. With the split: `load` and its stages,
@@ -38,7 +38,7 @@ class Stages(Progress):
         self.taken[name] += time.perf_counter()
 
 begun = time.perf_counter()
-with load(sys.argv[1], runtime="tensorrt", fast=sys.argv[3] == "fast", progress=Stages()) as session:
+with load(sys.argv[1], runtime="tensorrt", progress=Stages()) as session:
     loaded = time.perf_counter()
     (spec,) = session.inputs
     x = np.zeros(spec.with_sizes({n: int(sys.argv[2]) for n in spec.shape if isinstance(n, str)}), spec.dtype)
@@ -58,10 +58,10 @@ print(json.dumps({
 """
 
 
-def one(bundle: Path, batch: int, cache: Path, kind: str) -> dict[str, float]:
+def one(bundle: Path, batch: int, cache: Path) -> dict[str, float]:
     """Seconds, of one process."""
     done = subprocess.run(
-        [sys.executable, "-c", ONE, str(bundle), str(batch), kind],
+        [sys.executable, "-c", ONE, str(bundle), str(batch)],
         env={**os.environ, "TRTSHIP_CACHE": str(cache)},
         stdout=subprocess.PIPE,
         check=True,
@@ -82,14 +82,12 @@ def main() -> int:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--cold", type=int, default=2)
     parser.add_argument("--warm", type=int, default=5)
-    parser.add_argument("--plain", action="store_true", help="the session without fast=True")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "warm_start.json")
     arguments = parser.parse_args()
-    kind = "plain" if arguments.plain else "fast"
     with tempfile.TemporaryDirectory() as name:
         caches = [Path(name) / str(index) for index in range(arguments.cold)]
-        cold = [one(arguments.bundle, arguments.batch, cache, kind) for cache in caches]
-        warm = [one(arguments.bundle, arguments.batch, caches[0], kind) for _ in range(arguments.warm)]
+        cold = [one(arguments.bundle, arguments.batch, cache) for cache in caches]
+        warm = [one(arguments.bundle, arguments.batch, caches[0]) for _ in range(arguments.warm)]
         (kept,) = (caches[0] / "kernels").iterdir()
         figures = {"cold": summary(cold), "warm": summary(warm), "kept_mib": round(kept.stat().st_size / 2**20, 2)}
     model = json.loads((arguments.bundle / "manifest.json").read_text())["source"]["source"]
@@ -98,7 +96,6 @@ def main() -> int:
         {
             "what": "seconds from trtship.load to the first result",
             "model": model,
-            "session": kind,
             "batch": arguments.batch,
             **figures,
         },

@@ -18,7 +18,6 @@ from trtship.bundle.bundle import write_manifest
 from trtship.errors import DependencyError, DeviceError, SpecError
 from trtship.family import installed_families
 from trtship.gpu import Gpu
-from trtship.progress import Progress
 from trtship.session.base import Session
 
 Deployed = Callable[[str, str], Path]
@@ -55,8 +54,7 @@ def stand_in(deployed: Deployed, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     monkeypatch.setenv("TRTSHIP_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(runtime, "list_gpus", lambda: (GPU,))
     monkeypatch.setattr(runtime, "Cuda", lambda device: None)
-    monkeypatch.setattr(runtime, "PlainTensorRTSession", fresh)
-    monkeypatch.setattr(runtime, "TensorRTSession", type("Fast", (fresh,), {}))
+    monkeypatch.setattr(runtime, "TensorRTSession", fresh)
     return fresh
 
 
@@ -68,16 +66,12 @@ def test_the_bundles_own_plan_comes_first(deployed: Deployed, stand_in: type[Pla
     assert not (tmp_path / "cache").exists()
 
 
-def test_contexts_memory_and_graphs_are_of_the_fast_session(deployed: Deployed, stand_in: type[Plan]) -> None:
+def test_contexts_memory_and_graphs_are_the_sessions(deployed: Deployed, stand_in: type[Plan]) -> None:
     folder = deployed("colours", "fp16")
-    with trtship.load(folder) as session:
-        assert type(session._session).__name__ == "Fresh"
-        assert not {"max_contexts", "memory_limit", "graphs"} & stand_in.options.keys()
-    with trtship.load(folder, fast=True, max_contexts=4) as session:
-        assert type(session._session).__name__ == "Fast"
-        assert (stand_in.options["max_contexts"], stand_in.options["graphs"]) == (4, 32)
-    with pytest.raises(SpecError, match="graphs cannot be chosen here"):
-        trtship.load(folder, graphs=0)
+    with trtship.load(folder):
+        assert {"max_contexts": 2, "memory_limit": None, "graphs": 32}.items() <= stand_in.options.items()
+    with trtship.load(folder, max_contexts=4, memory_limit=900):
+        assert {"max_contexts": 4, "memory_limit": 900, "graphs": 32}.items() <= stand_in.options.items()
 
 
 @pytest.mark.parametrize(
@@ -85,21 +79,7 @@ def test_contexts_memory_and_graphs_are_of_the_fast_session(deployed: Deployed, 
 )
 def test_wrong_ways_to_run_a_plan_are_the_users_mistake(deployed: Deployed, wrong: dict[str, Any]) -> None:
     with pytest.raises(SpecError, match="no way to run a plan"):
-        trtship.load(deployed("colours", "fp16"), fast=True, **wrong)
-
-
-def test_fast_without_a_plan_says_that_it_changes_nothing(deployed: Deployed) -> None:
-    folder, notes = deployed("colours", "fp16"), list[str]()
-
-    class Notes(Progress):
-        def note(self, text: str) -> None:
-            notes.append(text)
-
-    with trtship.load(folder, fast=True, progress=Notes()) as session:
-        assert session.runtime.startswith("onnxruntime")
-    assert any("fast=True changes nothing here" in note for note in notes)
-    with pytest.raises(SpecError, match="onnxruntime is not fast"):
-        trtship.load(folder, fast=True, runtime="onnxruntime")
+        trtship.load(deployed("colours", "fp16"), **wrong)
 
 
 def test_a_plan_that_does_not_fit_is_rebuilt_once_and_remembered(

@@ -20,7 +20,7 @@ from trtship.bundle.debug import debug_bundle
 from trtship.engine import plan_from_onnx
 from trtship.family import Family, choose_family
 from trtship.session.base import Session
-from trtship.session.plain import PlainTensorRTSession
+from trtship.session.tensorrt import TensorRTSession
 
 Digits = Callable[[str], Judged]
 BY_NAME = {defect.name: defect for defect in DEFECTS}
@@ -70,7 +70,7 @@ def test_a_defect_of_a_plan_is_caught(
     m, plan = judged.bundle.manifest, built(judged, model, tmp_path)
 
     def opens() -> Session:
-        return PlainTensorRTSession(plan, family_of(judged), inputs=m.plan_inputs, outputs=m.plan_outputs)
+        return TensorRTSession(plan, family_of(judged), inputs=m.plan_inputs, outputs=m.plan_outputs)
 
     caught = failed(judged.verdicts(opens, is_plan=True))
     record_property("caught_by", sorted(caught))

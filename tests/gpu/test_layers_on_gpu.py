@@ -12,7 +12,7 @@ from trtship.engine import kernels_of, plan_from_onnx
 from trtship.engine.layer_text import layers_from_text
 from trtship.family import choose_family
 from trtship.family.logger import recording_layers
-from trtship.session.plain import PlainTensorRTSession
+from trtship.session.tensorrt import TensorRTSession
 from trtship.spec import Precision, ShapeRange
 
 
@@ -49,7 +49,7 @@ def test_the_profiler_names_the_layers_as_the_inspector_does(
         graph, family=family, inputs=ATTENTION_INPUTS, ranges=ranges, single=(4,), precision=Precision.FP16
     )
     feeds = {spec.name: np.ones(spec.with_sizes({"B": 4}), np.float16) for spec in ATTENTION_INPUTS}
-    with PlainTensorRTSession(plan.data, family) as session:
+    with TensorRTSession(plan.data, family) as session:
         times = session.layer_times(feeds, runs=5)
     record_property("milliseconds", times)
     assert all(ms >= 0 for ms in times.values())

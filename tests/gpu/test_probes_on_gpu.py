@@ -19,15 +19,12 @@ from trtship.bundle.runtime import open_session
 from trtship.engine import plan_from_onnx
 from trtship.family import choose_family
 from trtship.session.onnxruntime import OnnxRuntimeSession
-from trtship.session.plain import PlainTensorRTSession
 from trtship.session.tensorrt import TensorRTSession
 from trtship.spec import Precision, ShapeRange, TensorSpec
 from trtship.verify import Bound, Reference, Verdict, all_probes, attack
 from trtship.verify.reference import make_reference
 
 Deployed = Callable[[str], Path]
-AnySession = PlainTensorRTSession | TensorRTSession
-Kind = type[AnySession]
 RANGES = {"B": ShapeRange(min=1, opt=8, max=32)}
 INPUTS = (TensorSpec(name="x", shape=("B", 3, 16, 16)),)
 BOUND = Bound(value=2e-2, source="fp16, generously", own=1e-2)
@@ -49,7 +46,7 @@ LEAKS = """
 """
 
 
-def opened(tmp_path: Path, leak: str, kind: Kind) -> tuple[Callable[[], AnySession], Reference]:
+def opened(tmp_path: Path, leak: str) -> tuple[Callable[[], TensorRTSession], Reference]:
     """A plan of two profiles, and the reference of the same graph without its leak."""
     part = np.array(0.2, np.float16)
     right = written(tmp_path / "right.onnx", BODY.replace("LEAK", NO_LEAK), w=WEIGHT)
@@ -61,10 +58,7 @@ def opened(tmp_path: Path, leak: str, kind: Kind) -> tuple[Callable[[], AnySessi
         session.inputs = INPUTS
         reference = make_reference(session, sizes={})
     outputs = (TensorSpec(name="y", shape=("B", 64)),)
-    return lambda: kind(plan.data, family, inputs=INPUTS, outputs=outputs), reference
-
-
-SESSIONS = pytest.mark.parametrize("kind", [PlainTensorRTSession, TensorRTSession])
+    return lambda: TensorRTSession(plan.data, family, inputs=INPUTS, outputs=outputs), reference
 
 
 def verdicts_of(open_session: Callable[[], Any], reference: Reference) -> dict[str, Verdict]:
@@ -83,15 +77,13 @@ def test_swin_t_passes_every_probe(
     )
 
 
-@SESSIONS
-def test_a_plan_without_defects_passes(tmp_path: Path, kind: Kind) -> None:
-    verdicts = verdicts_of(*opened(tmp_path, NO_LEAK, kind))
+def test_a_plan_without_defects_passes(tmp_path: Path) -> None:
+    verdicts = verdicts_of(*opened(tmp_path, NO_LEAK))
     assert {gate: v.state for gate, v in verdicts.items()} == {p.name: "passed" for p in all_probes()}
 
 
-@SESSIONS
-def test_a_plan_whose_rows_leak_fails_the_changed_row(tmp_path: Path, kind: Kind) -> None:
-    verdicts = verdicts_of(*opened(tmp_path, LEAKS, kind))
+def test_a_plan_whose_rows_leak_fails_the_changed_row(tmp_path: Path) -> None:
+    verdicts = verdicts_of(*opened(tmp_path, LEAKS))
     assert verdicts["changed_row"].state == "failed"
     assert verdicts["repeated"].state == "passed"
 
@@ -121,24 +113,20 @@ class Unwritten:
         self._cuda.synchronize(stream)
 
 
-def unwritten(session: AnySession) -> AnySession:
+def unwritten(session: TensorRTSession) -> TensorRTSession:
     """The session, whose contexts from now on are such."""
     create = session._engine.create_context
 
     def faulty(profile: int, stream: int, **options: Any) -> Any:
         return Unwritten(create(profile, stream, **options), session._cuda)
 
-    if isinstance(session, TensorRTSession):
-        session._runs.trim()
-    else:
-        session._contexts.clear()
+    session._runs.trim()
     session._engine.create_context = faulty  # type: ignore[method-assign]
     return session
 
 
-@SESSIONS
-def test_an_output_that_is_not_written_whole_is_seen_through_the_poison(tmp_path: Path, kind: Kind) -> None:
-    open_session, reference = opened(tmp_path, NO_LEAK, kind)
+def test_an_output_that_is_not_written_whole_is_seen_through_the_poison(tmp_path: Path) -> None:
+    open_session, reference = opened(tmp_path, NO_LEAK)
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
@@ -147,11 +135,10 @@ def test_an_output_that_is_not_written_whole_is_seen_through_the_poison(tmp_path
     assert "NaN or Inf in y" in verdict.reason
 
 
-@SESSIONS
-def test_poison_is_what_torch_tensors_get_too(tmp_path: Path, kind: Kind) -> None:
+def test_poison_is_what_torch_tensors_get_too(tmp_path: Path) -> None:
     import torch
 
-    open_session, reference = opened(tmp_path, NO_LEAK, kind)
+    open_session, reference = opened(tmp_path, NO_LEAK)
     with open_session() as session:
         session.poison = True
         x = torch.from_numpy(reference.at(8)[0]["x"]).cuda()

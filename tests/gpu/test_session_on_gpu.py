@@ -478,6 +478,7 @@ def test_a_spawned_child_opens_its_own(made: Made, session: TensorRTSession) -> 
 # memory
 
 
+@pytest.mark.alone
 def test_a_thousand_sessions_leave_no_memory_behind(made: Made, record_property: Any) -> None:
     torch = pytest.importorskip("torch")
     x = images(8)

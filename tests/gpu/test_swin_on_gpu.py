@@ -6,7 +6,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +21,6 @@ from trtship.spec import as_plain
 
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16")
 Deployed = Callable[[str], Path]
-Load = Callable[..., trtship.BundleSession]
-
-
-@pytest.fixture(params=[False, True], ids=["plain", "fast"])
-def load(request: pytest.FixtureRequest) -> Load:
-    """`trtship.load`, of either session."""
-    return partial(trtship.load, fast=request.param)
 
 
 def assert_same(found: Any, expected: Any, bundle: Path) -> None:
@@ -69,17 +61,17 @@ def test_lower_precision_is_really_lower(swin_t: Deployed) -> None:
     assert worst["bf16"] > worst["fp16"]
 
 
-def test_load_chooses_the_bundles_own_plan_and_says_so(swin_t: Deployed, load: Load) -> None:
-    with load(swin_t("fp16")) as session:
+def test_load_chooses_the_bundles_own_plan_and_says_so(swin_t: Deployed) -> None:
+    with trtship.load(swin_t("fp16")) as session:
         assert session.runtime.startswith("tensorrt")
         assert "the bundle's own plan" in session.runtime
 
 
-def test_numpy_and_torch_on_the_gpu_and_on_the_host_agree(swin_t: Deployed, load: Load) -> None:
+def test_numpy_and_torch_on_the_gpu_and_on_the_host_agree(swin_t: Deployed) -> None:
     import torch
 
     images = np.random.default_rng(5).standard_normal((3, 3, 224, 224), dtype=np.float32)
-    with load(swin_t("fp16")) as session:
+    with trtship.load(swin_t("fp16")) as session:
         from_numpy = session(images)
         on_gpu = session(torch.from_numpy(images).cuda())
         on_host = session(torch.from_numpy(images))
@@ -90,12 +82,12 @@ def test_numpy_and_torch_on_the_gpu_and_on_the_host_agree(swin_t: Deployed, load
     np.testing.assert_array_equal(from_numpy, on_host.numpy())
 
 
-def test_results_are_ordered_on_the_callers_stream(swin_t: Deployed, load: Load) -> None:
+def test_results_are_ordered_on_the_callers_stream(swin_t: Deployed) -> None:
     """The input is still being computed when the session is called, and the output is used at once."""
     import torch
 
     images = torch.randn(8, 3, 224, 224, device="cuda")
-    with load(swin_t("fp16")) as session:
+    with trtship.load(swin_t("fp16")) as session:
         expected = session(images * 2 + 1) * 3
         torch.cuda.synchronize()
         for stream in (torch.cuda.current_stream(), torch.cuda.Stream()):
@@ -108,29 +100,29 @@ def test_results_are_ordered_on_the_callers_stream(swin_t: Deployed, load: Load)
             assert_same(found.cpu().numpy(), expected.cpu().numpy(), swin_t("fp16"))
 
 
-def test_tensors_that_are_not_contiguous_give_the_same(swin_t: Deployed, load: Load) -> None:
+def test_tensors_that_are_not_contiguous_give_the_same(swin_t: Deployed) -> None:
     import torch
 
     images = torch.randn(4, 3, 224, 224, device="cuda")
-    with load(swin_t("fp16")) as session:
+    with trtship.load(swin_t("fp16")) as session:
         torch.testing.assert_close(
             session(images.to(memory_format=torch.channels_last)), session(images), rtol=0, atol=0
         )
 
 
-def test_a_batch_beyond_the_profile_is_run_in_parts(swin_t: Deployed, load: Load) -> None:
+def test_a_batch_beyond_the_profile_is_run_in_parts(swin_t: Deployed) -> None:
     images = np.random.default_rng(6).standard_normal((37, 3, 224, 224), dtype=np.float32)
-    with load(swin_t("fp16")) as session:
+    with trtship.load(swin_t("fp16")) as session:
         parts = np.concatenate([session(images[:32]), session(images[32:])])
         assert_same(session(images), parts, swin_t("fp16"))
         with pytest.raises(InputError, match="outside 1:8:32"):
             session(images[:0])
 
 
-def test_threads_take_turns(swin_t: Deployed, load: Load) -> None:
+def test_threads_take_turns(swin_t: Deployed) -> None:
     rng = np.random.default_rng(0)
     inputs = [rng.standard_normal((n, 3, 224, 224), dtype=np.float32) for n in (1, 2, 5, 8)]
-    with load(swin_t("fp16")) as session:
+    with trtship.load(swin_t("fp16")) as session:
         expected = [session(x) for x in inputs]
         wrong: list[int] = []
 
@@ -149,13 +141,14 @@ def test_threads_take_turns(swin_t: Deployed, load: Load) -> None:
     assert not wrong
 
 
-def test_closing_gives_the_memory_back(swin_t: Deployed, load: Load) -> None:
+@pytest.mark.alone
+def test_closing_gives_the_memory_back(swin_t: Deployed) -> None:
     import torch
 
     images = np.zeros((8, 3, 224, 224), np.float32)
     free: list[int] = []
     for _ in range(4):
-        with load(swin_t("fp16")) as session:
+        with trtship.load(swin_t("fp16")) as session:
             session(images)
         torch.cuda.synchronize()
         free.append(torch.cuda.mem_get_info()[0])

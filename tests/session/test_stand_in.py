@@ -215,6 +215,7 @@ def test_arrays_of_another_gpu_and_gaps_in_foreign_arrays_are_refused_with_the_s
 
     with pytest.raises(InputError, match="cuda:1"):
         session.infer({"x": Elsewhere(rows(4))})
+    session.infer({"x": OnGpu(rows(4))})  # the shape alone says nothing of the layout
     with pytest.raises(InputError, match="not contiguous") as caught:
         session.infer({"x": OnGpu(rows(8)[::2])})
     assert "x: float32 [B, 4]" in caught.value.do
@@ -356,7 +357,7 @@ def test_what_others_do_not_need_is_given_up_first(opens: Opens) -> None:
 
 
 def test_a_lost_gpu_is_told_at_every_later_call(opens: Opens) -> None:
-    session, cuda, _ = opens()
+    session, cuda, engine = opens()
     session.infer({"x": rows(4)})
     cuda.fault = True
     with pytest.raises(GpuFaultError, match="illegal memory access"):
@@ -371,7 +372,10 @@ def test_a_lost_gpu_is_told_at_every_later_call(opens: Opens) -> None:
             call()
     assert "illegal memory access" in caught.value.why
     cuda.fault = True
+    cuda.calls.clear()
     session.close()
+    assert not engine.closed  # TensorRT ends the process where it frees what CUDA has lost
+    assert cuda.calls == []
     with pytest.raises(InputError, match="closed"):
         session.infer({"x": rows(4)})
 

@@ -198,6 +198,34 @@ def test_each_defect_is_caught_by_its_probe_which_says_what_does_not_hold(defect
     assert verdict.reason.startswith(f"{claim}: ")
 
 
+def test_what_is_wrong_only_once_a_plan_is_replayed_is_seen() -> None:
+    """The third run of a size is the first that a CUDA graph does."""
+
+    class Replaying(Plan):
+        steady_after = 2
+
+    def replayed(plan: Plan, x: Any, y: Any) -> Any:
+        plan.kept[len(x)] = plan.kept.get(len(x), 0) + 1
+        return y * (1 + 8 * U * (plan.kept[len(x)] == 3))
+
+    opens = {1: Plan, 2: Replaying}
+    states = {
+        runs: {
+            v.gate: v.state
+            for v in attack(
+                lambda: kind(replayed),  # noqa: B023 - called at once
+                REFERENCE,
+                subject="plan",
+                ranges=RANGE,
+                bound=BOUND,
+                probes=[p for p in all_probes() if p.name == "repeated"],
+            )
+        }
+        for runs, kind in opens.items()
+    }
+    assert states == {1: {"repeated": "passed"}, 2: {"repeated": "failed"}}
+
+
 @pytest.mark.parametrize(
     ("defect", "probe"),
     [(nan_on_constant, "edge_inputs"), (saturates, "edge_inputs"), (shared, "two_contexts")],
@@ -267,7 +295,7 @@ def test_a_session_that_raises_fails_the_probe_and_not_the_attack() -> None:
     verdicts = attacked(refuses)
     assert verdicts["identical_rows"].state == "failed"
     assert "it could not run: no nine (broken)" in verdicts["identical_rows"].reason
-    assert verdicts["repeated"].state == "passed"
+    assert verdicts["two_contexts"].state == "passed"
 
 
 def test_one_row_has_no_neighbours() -> None:

@@ -10,7 +10,7 @@ from trtship.bench.peers.base import Absent, Peer, Runner, Task
 from trtship.bench.reasons import reason_of
 from trtship.errors import TrtshipError
 from trtship.family import Family, choose_family
-from trtship.session.plain import PlainTensorRTSession
+from trtship.session.bound import BoundPlan
 from trtship.spec import Precision, Record, ShapeRange, TensorSpec
 
 SETTLE = 10.0
@@ -68,18 +68,27 @@ def plan_runner(plan: PlanFile, family: Family, feeds: dict[str, Any]) -> Runner
     """A plan on device tensors, addresses fixed, so that it can be captured in a CUDA graph."""
     import torch
 
-    session = PlainTensorRTSession(
-        Path(plan.path).read_bytes(), family, tf32=plan.tf32, inputs=plan.inputs, outputs=plan.outputs
-    )
     inputs = {s.name: torch.from_numpy(feeds[s.name]).cuda().to(getattr(torch, s.dtype)) for s in plan.inputs}
-    first = plan.outputs[0].name
+    shapes = {name: tuple(tensor.shape) for name, tensor in inputs.items()}
+    bound = BoundPlan(Path(plan.path).read_bytes(), family, shapes, tf32=plan.tf32)
+    outputs = {
+        s.name: torch.empty(bound.output_shapes[s.name], dtype=getattr(torch, s.dtype), device="cuda")
+        for s in plan.outputs
+    }
+    addresses = {name: tensor.data_ptr() for name, tensor in {**inputs, **outputs}.items()}
+    first = outputs[plan.outputs[0].name]
+
+    def run() -> Any:
+        bound.enqueue(addresses, torch.cuda.current_stream().cuda_stream)
+        return first
+
     return Runner(
         name=plan.name,
         build=plan.build,
         settle=SETTLE if plan.dynamic else 0.0,
         inputs=inputs,
-        run=lambda: session.infer(inputs)[first],
+        run=run,
         captures=True,
         runtime=str(family),
-        close=session.close,
+        close=bound.close,
     )

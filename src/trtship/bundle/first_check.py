@@ -14,20 +14,15 @@ from trtship.verify import compare
 def needs_first_check(bundle: Bundle, chosen: Chosen) -> bool:
     """Whether the chosen runtime is a plan that is not known to be right here.
 
-    That is one that runs otherwise than where it was verified (`fast`); one that was rebuilt; one without a passed
-    verdict (the bundle was made without a GPU); and an fp32 plan of TensorRT for RTX, whose products may be multiplied
-    in TF32 in a process that ran other plans before (see `trtship.family.tf32`).
+    That is one that was rebuilt; one without a passed verdict (the bundle was made without a GPU); and an fp32 plan of
+    TensorRT for RTX, whose products may be multiplied in TF32 in a process that ran other plans before (see
+    `trtship.family.tf32`).
     """
     if not chosen.is_plan:
         return False
     m = bundle.manifest
     passed = any(v.subject == "plan" and v.gate == "rel_l2" and v.state == "passed" for v in m.verdicts)
-    return (
-        chosen.fast
-        or not chosen.own_plan
-        or not passed
-        or (m.precision is Precision.FP32 and m.family == "tensorrt_rtx")
-    )
+    return not chosen.own_plan or not passed or (m.precision is Precision.FP32 and m.family == "tensorrt_rtx")
 
 
 def check_first(bundle: Bundle, session: Session, *, progress: Progress = SILENT) -> None:

@@ -194,24 +194,15 @@ def _check_place(runtime: str, device: int) -> None:
         )
 
 
-def _options(fast: bool, **given: float | None) -> PlanOptions | None:
-    asked = {name: value for name, value in given.items() if value is not None}
-    if fast:
-        try:
-            return msgspec.convert(asked, PlanOptions)
-        except msgspec.ValidationError as error:
-            raise SpecError(
-                "this is no way to run a plan",
-                why=str(error),
-                do="max_contexts is 1 or more, graphs 0 or more, memory_limit MiB above 0",
-            ) from None
-    if asked:
+def _options(**given: float | None) -> PlanOptions:
+    try:
+        return msgspec.convert(given, PlanOptions)
+    except msgspec.ValidationError as error:
         raise SpecError(
-            f"{', '.join(asked)} cannot be chosen here",
-            why="a plan runs one call at a time, without CUDA graphs, unless fast=True asks for more",
-            do="add fast=True, or leave them away",
-        )
-    return None
+            "this is no way to run a plan",
+            why=str(error),
+            do="max_contexts is 1 or more, graphs 0 or more, memory_limit MiB above 0",
+        ) from None
 
 
 def load(
@@ -221,10 +212,9 @@ def load(
     family: str | None = None,
     device: int = 0,
     rebuild: bool = True,
-    fast: bool = False,
-    max_contexts: int | None = None,
+    max_contexts: int = 2,
     memory_limit: float | None = None,
-    graphs: int | None = None,
+    graphs: int = 32,
     verify_key: str | Path | None = None,
     verify_certificates: Sequence[str | Path] = (),
     progress: Progress = SILENT,
@@ -236,27 +226,21 @@ def load(
     cache, unless `rebuild=False`. A plan that is not known to be right on this machine runs the bundle's reference
     rows once before it is yours (`needs_first_check`).
 
-    A plan runs one call at a time. With `fast` it replays CUDA graphs, takes CuPy's and JAX's arrays on the GPU, copies
-    beside the computing (`map`), and runs at most `max_contexts` (2) calls at once, each with activation memory of its
-    own. `memory_limit` bounds the GPU memory that it takes, in MiB (`session.memory` tells it); where memory runs out,
-    batches are run in smaller parts, and a RuntimeWarning says so. `graphs` (32) is how many CUDA graphs a context
-    keeps, 0 for none. All of this has been tested over stand-ins for CUDA, and has not run on a GPU yet: hence it is
-    asked for.
+    A plan runs at most `max_contexts` calls at once, each with activation memory of its own. `memory_limit` bounds the
+    GPU memory that it takes, in MiB (`session.memory` tells it); where memory runs out, batches are run in smaller
+    parts, and a RuntimeWarning says so. `graphs` is how many CUDA graphs a context keeps, 0 for none. onnxruntime heeds
+    none of the three.
 
     With `verify_key`, the PEM file of a public key, or `verify_certificates`, the bundle must bear a valid signature
     (`trtship sign`), which is checked before anything else.
 
     Raises BundleError and MachineError (and their subclasses), GateError where the plan's outputs are not the model's,
-    SpecError for `max_contexts`, `memory_limit` or `graphs` without `fast`.
+    SpecError for a `max_contexts`, `memory_limit` or `graphs` that cannot be.
     """
     _check_place(runtime, device)
-    if fast and runtime == "onnxruntime":
-        raise SpecError(
-            "onnxruntime is not fast", why="fast=True is how a plan is run on a GPU", do="leave one of them away"
-        )
-    options = _options(fast, max_contexts=max_contexts, memory_limit=memory_limit, graphs=graphs)
+    options = _options(max_contexts=max_contexts, memory_limit=memory_limit, graphs=graphs)
     trust = Trust.of(verify_key, verify_certificates)
-    if runtime != "onnxruntime" and options is not None:
+    if runtime != "onnxruntime":
         start_cuda(device)
     if trust is not None or not isinstance(bundle, Bundle):
         bundle = open_trusted(bundle.folder if isinstance(bundle, Bundle) else bundle, trust, progress=progress)
@@ -266,11 +250,6 @@ def load(
     chosen = open_session(
         opened, runtime=runtime, family=family, device=device, rebuild=rebuild, options=options, progress=progress
     )
-    if fast and not chosen.is_plan:
-        chosen = msgspec.structs.replace(
-            chosen, why=f"{chosen.why}; fast=True changes nothing here: it is how a plan is run"
-        )
-        progress.note(chosen.why)
     if needs_first_check(opened, chosen):
         check_first(opened, chosen.session, progress=progress)
     return BundleSession(opened, chosen.session, chosen.why)

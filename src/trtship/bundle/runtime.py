@@ -20,7 +20,6 @@ from trtship.progress import SILENT, Progress
 from trtship.session.base import Session
 from trtship.session.cuda import Cuda
 from trtship.session.onnxruntime import OnnxRuntimeSession
-from trtship.session.plain import PlainTensorRTSession
 from trtship.session.tensorrt import TensorRTSession
 
 Runtime = Literal["auto", "tensorrt", "onnxruntime"]
@@ -34,14 +33,9 @@ class Chosen(msgspec.Struct, frozen=True):
     own_plan: bool
 
     @property
-    def fast(self) -> bool:
-        """Whether it is the session for speed, which nothing was verified with."""
-        return isinstance(self.session, TensorRTSession)
-
-    @property
     def is_plan(self) -> bool:
         """Whether TensorRT runs it, the bundle's own plan or a rebuilt one."""
-        return isinstance(self.session, (PlainTensorRTSession, TensorRTSession))
+        return isinstance(self.session, TensorRTSession)
 
 
 class PlanOptions(msgspec.Struct, frozen=True):
@@ -52,6 +46,9 @@ class PlanOptions(msgspec.Struct, frozen=True):
     graphs: Annotated[int, msgspec.Meta(ge=0)] = 32
 
 
+_USUAL = PlanOptions()
+
+
 def open_session(
     bundle: Bundle,
     *,
@@ -59,11 +56,10 @@ def open_session(
     family: str | None = None,
     device: int = 0,
     rebuild: bool = True,
-    options: PlanOptions | None = None,
+    options: PlanOptions = _USUAL,
     progress: Progress = SILENT,
 ) -> Chosen:
     """The best session that this machine can run: TensorRT where there is a GPU, else onnxruntime on the fp32 graph.
-    With `options` a plan runs in a `TensorRTSession`, else in a `PlainTensorRTSession`.
 
     Raises MachineError where the asked `runtime` is not possible here, or where `rebuild=False` and the plan does
     not fit.
@@ -96,7 +92,7 @@ class _Opening(msgspec.Struct, frozen=True):
     family: str | None
     device: int
     gpus: tuple[Gpu, ...]
-    options: PlanOptions | None
+    options: PlanOptions
     progress: Progress
 
 
@@ -172,7 +168,7 @@ def _session(opening: _Opening, plan: bytes, family: Family, digest: str | None)
     m, options = opening.bundle.manifest, opening.options
     detail = "TensorRT for RTX compiles its kernels now" if family.is_rtx else ""
     with opening.progress.stage("load the plan", detail):
-        return (PlainTensorRTSession if options is None else TensorRTSession)(
+        return TensorRTSession(
             plan,
             family,
             device=opening.device,
@@ -181,7 +177,7 @@ def _session(opening: _Opening, plan: bytes, family: Family, digest: str | None)
             outputs=m.plan_outputs,
             digest=digest,
             gpu=opening.gpus[opening.device],
-            **({} if options is None else msgspec.structs.asdict(options)),
+            **msgspec.structs.asdict(options),
         )
 
 

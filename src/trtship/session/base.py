@@ -68,6 +68,9 @@ class Session(ABC):
     unusable: str = ""
     """Empty while it may be called; "closed", "forked", or what became of its GPU."""
 
+    steady_after: int = 1
+    """Runs of one size after which every further one goes the same way: a plan that runs, is then captured in a CUDA
+    graph and replayed from there on has 2."""
     workers: int = 1
     """Threads that `ainfer` may use."""
 

@@ -87,7 +87,7 @@ class Runs:
                 raise InputError(
                     "this session cannot be called while a CUDA graph is captured",
                     why="it replays graphs of its own, whose memory it exchanges and frees as it goes",
-                    do="call it beside your graph, or load the bundle without fast=True",
+                    do="call it beside your graph",
                 )
             self._attempt(call, self._learned)
             taken = [kind.address(array, stream, cuda) for array in arrays]

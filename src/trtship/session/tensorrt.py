@@ -55,6 +55,7 @@ class TensorRTSession(Session):
     """
 
     can_poison = True
+    steady_after = 2
 
     def __init__(
         self,

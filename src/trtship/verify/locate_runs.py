@@ -16,7 +16,7 @@ from trtship.passes.emulate import Emulate
 from trtship.progress import SILENT, Progress
 from trtship.session.base import Array, Session
 from trtship.session.onnxruntime import OnnxRuntimeSession
-from trtship.session.plain import PlainTensorRTSession
+from trtship.session.tensorrt import TensorRTSession
 from trtship.spec import Precision, ShapeRange, TensorSpec
 from trtship.verify.compare import as_session_takes
 from trtship.verify.locate_graph import copy_of, part, written
@@ -121,7 +121,8 @@ class PlanRuns(Suspect):
     def keep(self, names: Sequence[str], feeds: Mapping[str, Array]) -> Kept:
         own = {spec.name for spec in self._outputs}
         data = self.build([name for name in names if name not in own])
-        with PlainTensorRTSession(data, self._family, device=self._device, tf32=self.precision.tf32) as session:
+        tf32 = self.precision.tf32
+        with TensorRTSession(data, self._family, device=self._device, tf32=tf32, max_contexts=1) as session:
             self.runtime = session.runtime
             found = run_on(session, feeds)
         outputs = {spec.name: found[spec.name] for spec in self._outputs}

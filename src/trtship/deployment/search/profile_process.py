@@ -16,7 +16,7 @@ from trtship.errors import DeviceError
 from trtship.family import choose_family
 from trtship.files import temporary_folder
 from trtship.processes import end, how_it_ended, keep_stdout, last_words, start
-from trtship.session.plain import PlainTensorRTSession
+from trtship.session.tensorrt import TensorRTSession
 from trtship.spec import Record, from_json, to_json
 from trtship.verify.compare import as_session_takes
 
@@ -68,7 +68,7 @@ def _times(folder: Path) -> dict[str, float]:
     data = Path(plan.path).read_bytes()
     with (
         np.load(folder / FEEDS, allow_pickle=False) as feeds,
-        PlainTensorRTSession(data, family, tf32=plan.tf32, inputs=plan.inputs, outputs=plan.outputs) as session,
+        TensorRTSession(data, family, tf32=plan.tf32, inputs=plan.inputs, outputs=plan.outputs) as session,
     ):
         return session.layer_times(as_session_takes(session, {s.name: feeds[s.name] for s in plan.inputs}))
 

@@ -1,4 +1,5 @@
-"""Running twice gives the same: nothing is left over from a run, and nothing is read before it is written."""
+"""Running again gives the same: nothing is left over from a run, and nothing is read before it is written; and where
+a plan is captured in a CUDA graph after a few runs, the graph does what the plan did."""
 
 from __future__ import annotations
 
@@ -9,11 +10,16 @@ from trtship.verify.verdict import Verdict
 
 
 class Repeated(Probe):
-    """The same rows twice, one after the other."""
+    """The same rows of each batch, one run after the other, until a run is as all later ones are."""
 
     name: ClassVar[str] = "repeated"
-    claim: ClassVar[str] = "running twice should give the same"
+    claim: ClassVar[str] = "running again should give the same"
 
     def run(self, attack: Attack) -> Verdict | None:
-        feeds = attack.rows(range(attack.batch))
-        return attack.same(self, attack.compare(attack.run(feeds), attack.run(feeds), B=attack.batch))
+        measures = []
+        for batch in attack.batches:
+            feeds = attack.rows(range(batch))
+            first = attack.run(feeds)
+            for _ in range(attack.session.steady_after):
+                measures += attack.compare(first, attack.run(feeds), B=batch)
+        return attack.same(self, measures)

@@ -1,0 +1,65 @@
+"""A plan at one size, its tensors where the caller has them: for whoever captures and times it, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from trtship.family import Family
+from trtship.family.profiles import narrowest
+from trtship.session.cuda import Cuda
+from trtship.session.device import gpu_at
+from trtship.session.kernel_store import KernelStore
+
+
+class BoundPlan:
+    """One context of a plan, of the narrowest profile that takes `shapes` (each input's), as a `TensorRTSession` has it
+    for a call of that size. For one thread at a time. `output_shapes` is what the outputs have then.
+
+    `plan` must be bytes whose hash was checked: deserializing runs code. `tf32` is as the plan was built. `is_settled`
+    says that TensorRT compiles no other kernels for it in the background, by which it would become faster later on.
+
+    Raises DependencyError (no cuda-bindings), DeviceError (no GPU, or one that the plan does not fit), GpuMemoryError.
+    """
+
+    def __init__(
+        self,
+        plan: bytes,
+        family: Family,
+        shapes: Mapping[str, tuple[int, ...]],
+        *,
+        device: int = 0,
+        tf32: bool = True,
+        digest: str | None = None,
+    ) -> None:
+        self._cuda, gpu = Cuda(device), gpu_at(device)
+        variables = family.environment(tf32=tf32)
+        self._kernels = KernelStore(plan, gpu, runtime=str(family), variables=variables, digest=digest)
+        with self._cuda.selected():
+            self._engine = family.load(plan, tf32=tf32, kernels=self._kernels.load())
+            profile = narrowest(self._engine.profiles, dict(shapes))
+            self.is_settled = self._engine.is_fixed(profile) or not family.is_rtx
+            stream = self._cuda.create_stream()
+            try:
+                self._context = self._engine.create_context(profile, stream)
+                self._cuda.synchronize(stream)
+            finally:
+                self._cuda.destroy_stream(stream)
+            self.output_shapes = self._context.set_shapes(shapes)
+            self._keep()
+
+    def enqueue(self, addresses: Mapping[str, int], stream: int) -> None:
+        """Run once on a CUDA stream, not the legacy default one; `addresses` are those of all inputs and outputs on the
+        device. It may be captured from the second time on. Raises GpuMemoryError, DeviceError."""
+        self._context.execute(addresses, stream)
+
+    def close(self) -> None:
+        """Once nothing of it runs any more, and every graph of it is destroyed."""
+        with self._cuda.selected():
+            self._keep()
+            del self._context
+            self._engine.close()
+
+    def _keep(self) -> None:
+        if self._engine.kernels.discarded:
+            self._kernels.forget()
+        self._kernels.keep(self._engine.kernels.serialized())

@@ -1,0 +1,46 @@
+"""A plan at one size, over stand-ins for CUDA and TensorRT."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fake_gpu import FEATURES, GPU, FakeCuda, FakeEngine, FakeFamily, array_at
+
+from trtship.session import bound
+from trtship.session.bound import BoundPlan
+
+
+@pytest.fixture
+def fakes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[FakeCuda, FakeEngine]:
+    cuda = FakeCuda()
+    monkeypatch.setattr(bound, "Cuda", lambda device: cuda)
+    monkeypatch.setattr(bound, "gpu_at", lambda device: GPU)
+    monkeypatch.setenv("TRTSHIP_CACHE", str(tmp_path))
+    return cuda, FakeEngine(cuda)
+
+
+@pytest.mark.parametrize(("rows", "profile", "settled"), [(4, 1, True), (8, 2, True), (5, 0, False)])
+def test_it_runs_on_the_callers_memory_in_the_narrowest_profile(
+    fakes: tuple[FakeCuda, FakeEngine], rows: int, profile: int, settled: bool
+) -> None:
+    cuda, engine = fakes
+    family: Any = FakeFamily(engine)
+    plan = BoundPlan(b"plan", family, {"x": (rows, FEATURES)})
+    assert plan.output_shapes == {"y": (rows, FEATURES)}
+    assert (engine.contexts[0].profile, plan.is_settled) == (profile, settled)
+    addresses = {name: cuda.allocate(rows * FEATURES * 4) for name in ("x", "y")}
+    x = np.random.default_rng(0).standard_normal((rows, FEATURES)).astype(np.float32)
+    array_at(addresses["x"], x.shape)[...] = x
+    stream = cuda.create_stream()
+    plan.enqueue(addresses, stream)
+    np.testing.assert_array_equal(array_at(addresses["y"], x.shape), 2 * x + 1)
+    graph = cuda.capture(lambda: plan.enqueue(addresses, stream), stream)
+    array_at(addresses["x"], x.shape)[...] = -x
+    cuda.launch(graph, stream)
+    np.testing.assert_array_equal(array_at(addresses["y"], x.shape), 1 - 2 * x)
+    plan.close()
+    assert engine.closed
+    assert len(engine.contexts) == 1
