@@ -68,9 +68,9 @@ def plan_runner(plan: PlanFile, family: Family, feeds: dict[str, Any]) -> Runner
     """A plan on device tensors, addresses fixed, so that it can be captured in a CUDA graph."""
     import torch
 
-    inputs = {s.name: torch.from_numpy(feeds[s.name]).cuda().to(getattr(torch, s.dtype)) for s in plan.inputs}
-    shapes = {name: tuple(tensor.shape) for name, tensor in inputs.items()}
+    shapes = {s.name: tuple(feeds[s.name].shape) for s in plan.inputs}
     bound = BoundPlan(Path(plan.path).read_bytes(), family, shapes, tf32=plan.tf32)
+    inputs = {s.name: torch.from_numpy(feeds[s.name]).cuda().to(getattr(torch, s.dtype)) for s in plan.inputs}
     outputs = {
         s.name: torch.empty(bound.output_shapes[s.name], dtype=getattr(torch, s.dtype), device="cuda")
         for s in plan.outputs

@@ -31,7 +31,8 @@ class BoundPlan:
         tf32: bool = True,
         digest: str | None = None,
     ) -> None:
-        self._cuda, gpu = Cuda(device), gpu_at(device)
+        gpu = gpu_at(device)
+        self._cuda = Cuda(device)
         variables = family.environment(tf32=tf32)
         self._kernels = KernelStore(plan, gpu, runtime=str(family), variables=variables, digest=digest)
         with self._cuda.selected():
