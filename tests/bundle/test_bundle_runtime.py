@@ -69,9 +69,9 @@ def test_the_bundles_own_plan_comes_first(deployed: Deployed, stand_in: type[Pla
 def test_contexts_memory_and_graphs_are_the_sessions(deployed: Deployed, stand_in: type[Plan]) -> None:
     folder = deployed("colours", "fp16")
     with trtship.load(folder):
-        assert {"max_contexts": 2, "memory_limit": None, "graphs": 32}.items() <= stand_in.options.items()
+        assert {"max_contexts": 2, "memory_limit": None, "graphs": 64}.items() <= stand_in.options.items()
     with trtship.load(folder, max_contexts=4, memory_limit=900):
-        assert {"max_contexts": 4, "memory_limit": 900, "graphs": 32}.items() <= stand_in.options.items()
+        assert {"max_contexts": 4, "memory_limit": 900, "graphs": 64}.items() <= stand_in.options.items()
 
 
 @pytest.mark.parametrize(

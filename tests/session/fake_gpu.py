@@ -191,10 +191,16 @@ def array_at(address: int, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
 
 
 class FakeKernels:
+    """`held` are the kernels; `asked` counts how often they were serialized."""
+
     discarded = False
 
+    def __init__(self) -> None:
+        self.held, self.asked = b"", 0
+
     def serialized(self) -> bytes:
-        return b""
+        self.asked += 1
+        return self.held
 
 
 class FakeEngine:

@@ -108,6 +108,22 @@ def test_the_graphs_of_a_context_are_bounded_and_the_least_used_go(opens: Opens)
     assert session.memory.graphs_kept == len(cuda.graphs) == 3
 
 
+def test_every_size_has_a_graph_before_any_has_one_at_the_callers_addresses(opens: Opens) -> None:
+    """Eager runs of changing sizes are what TensorRT's memory grows by."""
+    session, cuda, _ = opens(graphs=8, max_contexts=1)
+    tensors = [OnGpu(rows(n)) for n in range(1, 9)]
+    outs = [OnGpu(np.zeros((n, 4), np.float32)) for n in range(1, 9)]
+    for _ in range(3):  # those of the first sizes come again, and get graphs of their own
+        for x, out in zip(tensors[:3], outs, strict=False):
+            session.infer({"x": x}, out=out)
+    for _ in range(3):
+        for n in range(1, 9):
+            session.infer({"x": rows(n)})
+    seen = [steps(cuda, lambda x=x: session.infer({"x": x}, out=OnGpu(np.zeros_like(x.array)))) for x in tensors]  # type: ignore[misc]
+    assert all("execute" not in one and one.count("launch") == 1 for one in seen), seen
+    assert session.memory.graphs_kept == 8
+
+
 def test_graphs_of_open_sizes_are_captured_anew_once_kernels_may_have_been_replaced(
     opens: Opens, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -378,6 +394,22 @@ def test_a_lost_gpu_is_told_at_every_later_call(opens: Opens) -> None:
     assert cuda.calls == []
     with pytest.raises(InputError, match="closed"):
         session.infer({"x": rows(4)})
+
+
+def test_kernels_are_kept_by_who_may_have_compiled_some(opens: Opens) -> None:
+    session, _, engine = opens()
+    engine.kernels.held = b"kernels"
+    session.infer({"x": rows(4)})
+    session.close()
+    assert session.kernels.load() == b"kernels"
+    second, _, engine = opens()
+    assert second.kernels.state == "kept"
+    second.close()
+    assert (engine.contexts, engine.kernels.asked) == ([], 0)  # nothing ran, nothing was compiled
+    third, _, engine = opens()
+    third.infer({"x": rows(4)})
+    third.close()
+    assert engine.kernels.asked == 1
 
 
 def everything_is_free(cuda: FakeCuda) -> bool:

@@ -214,7 +214,7 @@ def load(
     rebuild: bool = True,
     max_contexts: int = 2,
     memory_limit: float | None = None,
-    graphs: int = 32,
+    graphs: int = 64,
     verify_key: str | Path | None = None,
     verify_certificates: Sequence[str | Path] = (),
     progress: Progress = SILENT,

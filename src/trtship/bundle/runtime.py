@@ -43,7 +43,7 @@ class PlanOptions(msgspec.Struct, frozen=True):
 
     max_contexts: Annotated[int, msgspec.Meta(ge=1)] = 2
     memory_limit: Annotated[float, msgspec.Meta(gt=0)] | None = None
-    graphs: Annotated[int, msgspec.Meta(ge=0)] = 32
+    graphs: Annotated[int, msgspec.Meta(ge=0)] = 64
 
 
 _USUAL = PlanOptions()

@@ -109,19 +109,29 @@ class Shelf:
             found = self.pieces[piece] = Graphs(self._rig)
         return found
 
-    def has_room(self) -> bool:
-        """Whether one more graph may be kept: there are fewer than may be, or the least lately used has not been used
-        for so long that its place is better given to another. (To make room at every call would cost more than it
-        saves.)"""
-        used = [graph.used for graphs in self.pieces.values() for graph in graphs.kept.values()]
+    def has_room(self, *, direct: bool) -> bool:
+        """Whether one more graph may be kept: there are fewer than may be; or it is of the lane's buffers, which serves
+        every call of its piece, and may take the place of one at a caller's addresses; or the least lately used has not
+        been used for so long that its place is better given to another. (To make room at every call would cost more
+        than it saves.)"""
+        kept = [graph for graphs in self.pieces.values() for graph in graphs.kept.values()]
         most = self._rig.graphs
-        return len(used) < most or (most > 0 and self.tick - min(used) > PATIENCE * most)
+        if len(kept) < most or most == 0:
+            return most > 0
+        if not direct and any(graph.direct for graph in kept):
+            return True
+        return self.tick - min(graph.used for graph in kept) > PATIENCE * most
 
-    def make_room(self) -> None:
-        """Free the least lately used, so that one more may be kept. Nothing of the lane runs now."""
-        kept = [(graph.used, at, graphs) for graphs in self.pieces.values() for at, graph in graphs.kept.items()]
-        kept.sort(key=lambda one: one[0])
-        for _, at, graphs in kept[: max(0, len(kept) - self._rig.graphs + 1)]:
+    def make_room(self, *, direct: bool) -> None:
+        """Free the least lately used, so that one more may be kept; for one of the lane's buffers, first those at a
+        caller's addresses. Nothing of the lane runs now."""
+        kept = [
+            (not direct and not graph.direct, graph.used, at, graphs)
+            for graphs in self.pieces.values()
+            for at, graph in graphs.kept.items()
+        ]
+        kept.sort(key=lambda one: one[:2])
+        for _, _, at, graphs in kept[: max(0, len(kept) - self._rig.graphs + 1)]:
             graphs.drop(at)
 
     def clear(self) -> None:

@@ -20,7 +20,9 @@ class Lane:
     follow each other on the GPU, whatever streams they are on.
 
     A piece is run eagerly the first time. From then on graphs replay it: on the caller's own addresses where those come
-    again, by way of buffers of the lane's where they do not. (Several graphs of one context at several shapes are what
+    again, by way of buffers of the lane's where they do not. (Beside the time there is a reason to run eagerly as
+    seldom as may be: TensorRT for RTX 1.6.1 on an H100 keeps some 90 KiB of the host's memory, for good, each time that
+    a context enqueues another shape than the one before. Several graphs of one context at several shapes are what
     NVIDIA's Triton server runs too: https://github.com/triton-inference-server/tensorrt_backend.)
     """
 
@@ -104,7 +106,7 @@ class Lane:
         addresses = ins + outs
         if self._rig.graphs and graphs.runs > 1:
             wanted = addresses in graphs.kept
-            wanted = wanted or ((steady or graphs.wants(addresses, shelf.tick)) and shelf.has_room())
+            wanted = wanted or ((steady or graphs.wants(addresses, shelf.tick)) and shelf.has_room(direct=not steady))
             if wanted:
                 self._capture(piece, graphs, ins, outs, stream, direct=not steady, poison=poison)
                 return
@@ -123,7 +125,7 @@ class Lane:
         except GpuMemoryError:
             return False
         graph = graphs.kept.get(slot.ins + slot.outs)
-        if graph is None and not self._shelf.has_room():
+        if graph is None and not self._shelf.has_room(direct=False):
             return False
         cuda = self._cuda
         cuda.wait(stream, self._done)
@@ -154,7 +156,7 @@ class Lane:
         self._cuda.synchronize(self.stream)
         addresses, context = ins + outs, self.context(piece)
         if addresses not in graphs.kept:
-            self._shelf.make_room()
+            self._shelf.make_room(direct=direct)
         named = dict(zip(self._rig.names, addresses, strict=True))
         try:
             graphs.capture(

@@ -70,7 +70,7 @@ class TensorRTSession(Session):
         gpu: Gpu | None = None,
         max_contexts: int = 2,
         memory_limit: float | None = None,
-        graphs: int = 32,
+        graphs: int = 64,
     ) -> None:
         gpu = gpu or gpu_at(device)
         self.device, self.workers = device, max_contexts + 1  # one may wait while the others compute
@@ -85,6 +85,7 @@ class TensorRTSession(Session):
         self.outputs = outputs or self._engine.outputs
         self.ranges = self._engine.ranges_of(self.inputs)
         self.runtime = f"{family} on {gpu.name}"
+        self._keeper = _Keeper(self.kernels, self._engine)
         self._rig = rig = Rig(
             self._cuda,
             self._engine,
@@ -93,7 +94,7 @@ class TensorRTSession(Session):
             outputs=self.outputs,
             graphs=graphs,
             settles=family.is_rtx,
-            on_kernels=_Keeper(self.kernels, self._engine),
+            on_kernels=self._keeper,
         )
         self._plans = Plans(self.inputs, self.outputs, self.ranges, self._engine)
         self._lanes: Pool[Lane] = Pool(partial(Lane, rig), most=max(1, max_contexts))
@@ -244,7 +245,7 @@ class TensorRTSession(Session):
             leak(lanes, self._pipes, self._rig, self._engine)
             return
         with self._cuda.selected():
-            _Keeper(self.kernels, self._engine)(True)  # with those compiled in the background, while contexts have them
+            self._keeper.last()  # while the contexts have them
             self._runs.free(lanes)
             self._engine.close()
 
@@ -260,13 +261,22 @@ class _Keeper:
 
     def __init__(self, kernels: KernelStore, engine: Engine) -> None:
         self._kernels, self._engine, self._kept_at = kernels, engine, 0.0
-        self._lock = threading.Lock()
+        self._lock, self._asked = threading.Lock(), False
 
     def __call__(self, settled: bool) -> None:
         with self._lock:
-            if self._engine.kernels.discarded:
-                self._kernels.forget()
+            self._asked = True
             now = time.monotonic()
-            if now - self._kept_at > KEEP_EVERY if settled else self._kernels.state != "kept":
-                self._kernels.keep(self._engine.kernels.serialized())
-                self._kept_at = now
+            self._keep(now - self._kept_at > KEEP_EVERY if settled else self._kernels.state != "kept")
+
+    def last(self) -> None:
+        """At the end: with those that were compiled in the background. A session without a context compiled none."""
+        with self._lock:
+            self._keep(self._asked)
+
+    def _keep(self, wanted: bool) -> None:
+        if self._engine.kernels.discarded:
+            self._kernels.forget()
+        if wanted:
+            self._kernels.keep(self._engine.kernels.serialized())
+            self._kept_at = time.monotonic()
