@@ -1,10 +1,10 @@
 """All that only a GPU can tell, in the order in which it is missed most, within the time that there is.
 
-    python benchmarks/gpu_round.py --out FOLDER [--minutes 9] [--steps tests deploy overhead warm_start soak]
+    python benchmarks/gpu_round.py --out FOLDER [--minutes 9] [--steps STEP ...]
 
 Each step is a command of its own with its log in FOLDER and what is left of the time; its results are written as they
 come, so that a round that is ended loses only the step under way. A table of the steps comes last. The tests run beside
-the other steps where there are two GPUs, on the second.
+the other steps where there are two GPUs, on the second; those that ask what the GPU has free (`alone`) come last.
 
 A host's cores are soon the limit: processes of many threads each that share them take minutes for seconds' work. So
 every step gets its share (OMP_NUM_THREADS), and threads that wait do not spin (OMP_WAIT_POLICY).
@@ -29,7 +29,7 @@ MODEL = "timm/swin_tiny_patch4_window7_224"
 WORKERS = 4
 SOAK = 8.0
 """Minutes, where as many are left."""
-STEPS = ("tests", "deploy", "overhead", "warm_start", "soak")
+STEPS = ("tests", "deploy", "overhead", "warm_start", "soak", "leaks", "alone")
 
 
 @dataclass
@@ -48,10 +48,12 @@ class Round:
     def command(self, step: str) -> list[str]:
         bundle, python = str(self.out / "swin.trtship"), sys.executable
         script = [python, str(ROOT / "benchmarks" / f"{'session_overhead' if step == 'overhead' else step}.py"), bundle]
+        suite = [python, "-m", "pytest", str(ROOT / "tests" / "gpu"), "-q", "-p", "no:cacheprovider", "-m"]
         match step:
             case "tests":
-                options = ["-q", "-p", "no:cacheprovider", "-n", str(WORKERS), "--dist", "loadfile", "--durations=15"]
-                return [python, "-m", "pytest", str(ROOT / "tests" / "gpu"), *options]
+                return [*suite, "not alone", "-n", str(WORKERS), "--dist", "loadfile"]
+            case "alone":
+                return [*suite, "alone"]
             case "deploy":
                 command = [python, "-m", "trtship", "deploy", MODEL, "--random-weights", "--precision", "fp16"]
                 return [*command, "--batch", "1:8:32", "-o", bundle, "--force"]
@@ -100,7 +102,7 @@ def main() -> int:
         shutil.copy(suite, arguments.out / suite.name)  # tests that are not reached keep what they last said
     whole = Round(arguments.out.resolve(), time.monotonic() + 60 * arguments.minutes)
     cores = os.cpu_count() or 1
-    rest = [step for step in arguments.steps if step != "tests"]
+    rest = [step for step in arguments.steps if step not in ("tests", "alone")]
     beside = len(gpus) > 1 and "tests" in arguments.steps and bool(rest)
     of_tests = max(1, cores // (WORKERS * (2 if beside else 1)))
     if "tests" in arguments.steps and not beside:
@@ -112,6 +114,8 @@ def main() -> int:
         whole.run(step, gpu=0, threads=max(1, cores // 2 if beside else cores))
     if beside:
         tests.join()
+    if "alone" in arguments.steps:
+        whole.run("alone", gpu=0, threads=cores)
     for step, seconds, ended in whole.rows:
         print(f"{step:12} {seconds:6.0f} s  {ended}")
     return int(any(ended != "ended with 0" for _, _, ended in whole.rows))

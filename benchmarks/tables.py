@@ -72,16 +72,37 @@ def overhead_table() -> str:
         for r in document["rows"]
     ]
     header = ["batch", "raw, us", "session, us", "raw / session", "added to one synchronized call, us"]
-    mapped = document.get("map")
-    against = "replay of a CUDA graph of" if mapped else "`execute_async_v3` on"
-    about = f"`trtship.load` on device tensors against raw {against} the same plan{'' if mapped else ', no CUDA graph'}"
-    if mapped:
-        about += (
-            f". Host images through `session.map` at batch {mapped['batch']}: {mapped['map_plain_images_per_s']:.0f} "
-            f"images/s, {mapped['map_plain_ratio']:.3f} of raw replay "
-            f"({mapped['map_pinned_ratio']:.3f} from pinned memory)"
-        )
-    return f"{rows(header, body)}\n\n{about}; {document['model']}, {document['precision']}. {where(document)}."
+    mapped = document["map"]
+    about = (
+        "`trtship.load` on device tensors against raw replay of a CUDA graph of the same plan. Host images through "
+        f"`session.map` at batch {mapped['batch']}: {mapped['map_plain_images_per_s']:.0f} images/s, "
+        f"{mapped['map_plain_ratio']:.3f} of raw replay ({mapped['map_pinned_ratio']:.3f} from pinned memory)"
+    )
+    about = f"{about}; {document['model']}, {document['precision']}. {where(document)}."
+    return "\n\n".join([rows(header, body), about, warm_start(), soak()])
+
+
+def warm_start() -> str:
+    document = json.loads((RESULTS / "warm_start.json").read_text())
+    cold, warm = document["cold"], document["warm"]
+    return (
+        f"A new process has its first result {warm['to_first_result']:.2f} s after it calls `load` where kernels were "
+        f"kept (median of {warm['runs']}, the slowest {warm['slowest']:.2f}), {cold['to_first_result']:.1f} s where "
+        f"none were, which TensorRT for RTX compiles then; {document['model']}. {where(document)}."
+    )
+
+
+def soak() -> str:
+    document = json.loads((RESULTS / "soak.json").read_text())
+    calls = sum(count for way, count in document["calls"].items() if way not in ("images", "cancelled"))
+    sizes = ", ".join(map(str, document["sizes"]))
+    grown = document["growth_mib"]
+    return (
+        f"Soak, {document['minutes']:.1f} minutes: {document['threads']} threads, batches of {sizes}, "
+        f"{document['calls'].get('cancelled', 0)} calls cancelled; of {calls} calls {document['fault_count']} failed "
+        f"or gave what is not the model's (worst relative L2 {document['worst_relative_l2']:.1e}); the GPU's memory "
+        f"grew by {grown['gpu_used']:.0f} MiB, the process by {grown['rss']:.0f}. {where(document)}."
+    )
 
 
 def deploy_table() -> str:

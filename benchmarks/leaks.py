@@ -1,0 +1,158 @@
+"""What memory is left behind by opening and closing a plan, step by step, and by calls of each kind.
+
+    python benchmarks/leaks.py BUNDLE [--cycles 120] [--out FILE]
+
+On a machine with a GPU that nobody else uses. Each step is done over and over; what is told is how many KiB of the
+process's and of the GPU's memory one time leaves, the first quarter left out. The steps of opening are TensorRT's own
+first (a runtime, an engine, one with kernels that were kept, kernels serialized, a context), so that what is trtship's
+can be told from what is not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import runs
+
+import trtship
+from trtship.bundle import Bundle
+from trtship.family import choose_family
+from trtship.session.cuda import Cuda
+from trtship.session.tensorrt import TensorRTSession
+
+
+def taken(cuda: Cuda) -> tuple[float, float]:
+    """KiB that are not free on the GPU (but for a constant), and those of the process."""
+    gc.collect()
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return -cuda.free_memory() / 1024, pages * os.sysconf("SC_PAGE_SIZE") / 1024
+
+
+def left_behind(work: Callable[[int], object], times: int, cuda: Cuda) -> dict[str, float]:
+    """KiB of one time."""
+    quarter = max(1, times // 4)
+    for index in range(quarter):
+        work(index)
+    gpu, host = taken(cuda)
+    for index in range(3 * quarter):
+        work(quarter + index)
+    after = taken(cuda)
+    return {
+        "gpu_kib": round((after[0] - gpu) / (3 * quarter), 1),
+        "host_kib": round((after[1] - host) / (3 * quarter), 1),
+    }
+
+
+class Opening:
+    """A plan's opening, in steps."""
+
+    def __init__(self, bundle: Bundle, cuda: Cuda) -> None:
+        m = bundle.manifest
+        self.family, _ = choose_family(m.family, tf32=m.precision.tf32)
+        self.manifest, self.plan, self.cuda = m, bundle.read(m.plan), cuda
+        self.stream = cuda.create_stream()
+        self.engine = self.family.load(self.plan, tf32=m.precision.tf32)
+        self.engine.create_context(0, self.stream)
+        cuda.synchronize(self.stream)
+        self.kernels = self.engine.kernels.serialized()
+
+    def steps(self) -> Iterator[tuple[str, Callable[[int], object]]]:
+        module, tf32 = self.family.module, self.manifest.precision.tf32
+        yield "a runtime", lambda _: module.Runtime(self.family.logger)
+        yield "an engine", lambda _: self.family.load(self.plan, tf32=tf32).close()
+        yield "an engine with kernels", lambda _: self.family.load(self.plan, tf32=tf32, kernels=self.kernels).close()
+        yield "kernels serialized", lambda _: self.engine.kernels.serialized()
+        yield "a context", lambda _: self.context(self.engine)
+        yield "an engine with kernels, and a context", lambda _: self.engine_and_context()
+        yield "a session", lambda _: self.session(0)
+        yield "a session and a call", lambda _: self.session(1)
+        yield "a session and a graph", lambda _: self.session(3)
+
+    def context(self, engine: Any) -> None:
+        made = engine.create_context(0, self.stream)
+        self.cuda.synchronize(self.stream)
+        del made
+
+    def engine_and_context(self) -> None:
+        engine = self.family.load(self.plan, tf32=self.manifest.precision.tf32, kernels=self.kernels)
+        self.context(engine)
+        engine.close()
+
+    def session(self, calls: int) -> None:
+        m = self.manifest
+        opened = TensorRTSession(
+            self.plan, self.family, tf32=m.precision.tf32, inputs=m.plan_inputs, outputs=m.plan_outputs
+        )
+        with opened:
+            for _ in range(calls):
+                opened.infer(zeros(opened, opened.ranges["B"].opt))
+
+
+def zeros(session: Any, batch: int) -> dict[str, Any]:
+    return {spec.name: np.zeros(spec.with_sizes({"B": batch}), spec.dtype) for spec in session.inputs}
+
+
+@contextmanager
+def opened(bundle: Bundle, sizes: list[int], **options: Any) -> Iterator[trtship.BundleSession]:
+    """With contexts, buffers and graphs for these sizes."""
+    with trtship.load(bundle, runtime="tensorrt", max_contexts=1, **options) as session:
+        session.warm_up(sizes)
+        yield session
+
+
+def calls(bundle: Bundle) -> Iterator[tuple[str, Callable[[int], object]]]:
+    """Kinds of calls, on a session that is open while they are taken."""
+    limits = bundle.manifest.ranges["B"]
+    sizes = list(range(limits.min, min(limits.max, limits.min + 31) + 1))
+    with opened(bundle, sizes) as session:
+        feeds = [zeros(session, size) for size in sizes]
+        yield "graphs, one size", lambda _: session.infer(feeds[0])
+        yield "graphs, all sizes in turn", lambda i: session.infer(feeds[i % len(feeds)])
+        yield "map, all sizes in turn", lambda i: list(session.map([feeds[i % len(feeds)]] * 2))
+        yield "ainfer", lambda _: asyncio.run(session.ainfer(feeds[0]))
+    with opened(bundle, sizes, graphs=0) as session:
+        yield "no graphs, one size", lambda _: session.infer(feeds[0])
+        yield "no graphs, all sizes in turn", lambda i: session.infer(feeds[i % len(feeds)])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--cycles", type=int, default=120, help="times that it is opened; calls are ten times as many")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "leaks.json")
+    arguments = parser.parse_args()
+    bundle, cuda = Bundle.open(arguments.bundle), Cuda()
+    rows: dict[str, dict[str, float]] = {}
+    opening = Opening(bundle, cuda)
+    for name, step in opening.steps():
+        rows[name] = left_behind(step, arguments.cycles, cuda)
+        print(name, rows[name], flush=True)
+    for name, call in calls(bundle):
+        rows[name] = left_behind(call, 10 * arguments.cycles, cuda)
+        print(name, rows[name], flush=True)
+    m = bundle.manifest
+    runs.write(
+        arguments.out,
+        {
+            "what": "KiB left behind by one opening, or one call",
+            "model": m.source.source,
+            "precision": m.precision.value,
+            "plan_mib": round(len(opening.plan) / 2**20, 2),
+            "kernels_mib": round(len(opening.kernels) / 2**20, 2),
+            "rows": rows,
+        },
+    )
+    print(json.dumps(rows, indent=2))
+
+
+if __name__ == "__main__":
+    main()
