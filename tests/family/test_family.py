@@ -42,6 +42,7 @@ OWNERS = {
     "inspector": "EngineInspector",
     "settings": "IRuntimeConfig",
     "_cache": "IRuntimeCache",
+    "timing_cache": "ITimingCache",
 }
 """What our code calls a TensorRT object -> its class."""
 

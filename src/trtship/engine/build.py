@@ -14,6 +14,7 @@ import msgspec
 from trtship.engine.layers import PlanLayers, layers_of
 from trtship.engine.problems import explain_build, explain_parse
 from trtship.engine.profiles import profiles_of
+from trtship.engine.timings import TimingStore
 from trtship.errors import Cancelled, DeviceError, GraphError, SpecError
 from trtship.family import Family
 from trtship.family.logger import recording, recording_layers
@@ -91,6 +92,7 @@ def plan_from_onnx(
             raise explain_parse(problems, graph, family)
         _check_inputs(network, inputs, graph)
         watch = _Watch(progress)
+        store = TimingStore(family, gpus[0]) if gpus and family.times_kernels() else None
         config = family.create_config(
             builder,
             network,
@@ -98,10 +100,13 @@ def plan_from_onnx(
             tf32=precision.tf32,
             targets=targets,
             on_step=watch.on_step,
+            timings=store.load() if store else None,
         )
         data = _build_in_thread(lambda: family.build(builder, network, config, tf32=precision.tf32), watch)
         if data is None:
             raise explain_build(log, family)
+        if store:
+            store.keep(family.timings(config))
         report = BuildReport(
             family=family.name,
             version=family.version,

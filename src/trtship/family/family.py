@@ -116,6 +116,10 @@ class Family:
         """Variables that a plan built with this choice needs wherever it runs; see `trtship.family.tf32`."""
         return environment_for(self.name, tf32=tf32)
 
+    def times_kernels(self) -> bool:
+        """Whether a build times kernels, so that `timings` of an earlier one make it shorter."""
+        return not self.is_rtx
+
     def create_builder(self) -> Any:
         try:
             return self.module.Builder(self.logger)
@@ -156,8 +160,11 @@ class Family:
         tf32: bool,
         targets: Sequence[str],
         on_step: StepCallback,
+        timings: bytes | None = None,
     ) -> Any:
-        """The builder's configuration: `profiles` in their order, TF32 or not."""
+        """The builder's configuration: `profiles` in their order, TF32 or not. `timings` are what `self.timings` gave
+        after an earlier build, b"" for none; it must be bytes whose hash was checked. None: they will not be asked for.
+        """
         config = builder.create_builder_config()
         for shapes in profiles:
             profile = builder.create_optimization_profile()
@@ -173,7 +180,15 @@ class Family:
             for index, target in enumerate(targets):
                 config.set_compute_capability(known[target], index)
         config.progress_monitor = progress_monitor(self.module, on_step)
+        if timings is not None and not config.set_timing_cache(config.create_timing_cache(timings), False):
+            config.set_timing_cache(config.create_timing_cache(b""), False)  # of another GPU, or another TensorRT
         return config
+
+    def timings(self, config: Any) -> bytes:
+        """All kernels' times that a build with this configuration measured or was given; b"" where it kept none."""
+        timing_cache = config.get_timing_cache()
+        memory = None if timing_cache is None else timing_cache.serialize()
+        return b"" if memory is None else bytes(memory)
 
     def build(self, builder: Any, network: Any, config: Any, *, tf32: bool) -> bytes | None:
         """The serialized plan, or None where TensorRT failed or was cancelled: its log tells."""
