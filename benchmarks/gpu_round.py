@@ -4,7 +4,8 @@
 
 Each step is a command of its own with its log in FOLDER and what is left of the time; its results are written as they
 come, so that a round that is ended loses only the step under way. A table of the steps comes last. The tests run beside
-the other steps where there are two GPUs, on the second; those that ask what the GPU has free (`alone`) come last.
+the other steps where there are two GPUs, on the second, but for those that ask what the GPU has free (`alone`). The
+soak takes what is left of the time.
 
 A host's cores are soon the limit: processes of many threads each that share them take minutes for seconds' work. So
 every step gets its share (OMP_NUM_THREADS), and threads that wait do not spin (OMP_WAIT_POLICY).
@@ -29,7 +30,7 @@ MODEL = "timm/swin_tiny_patch4_window7_224"
 WORKERS = 4
 SOAK = 8.0
 """Minutes, where as many are left."""
-STEPS = ("tests", "deploy", "overhead", "warm_start", "soak", "leaks", "alone")
+STEPS = ("tests", "deploy", "overhead", "warm_start", "leaks", "alone", "soak")
 
 
 @dataclass
@@ -59,7 +60,8 @@ class Round:
                 return [*command, "--batch", "1:8:32", "-o", bundle, "--force"]
             case "soak":
                 minutes = max(0.5, min(SOAK, self.left / 60 - 0.5))
-                return [*script, "--minutes", f"{minutes:.1f}", "--out", str(self.out / "soak.json")]
+                settles = ["--warm-up", f"{min(60, 20 * minutes):.0f}", "--every", "2"]
+                return [*script, "--minutes", f"{minutes:.1f}", *settles, "--out", str(self.out / "soak.json")]
         return [*script, "--out", str(self.out / f"{script[1].rsplit('/', 1)[1][:-3]}.json")]
 
     def run(self, step: str, *, gpu: int, threads: int) -> None:
@@ -102,7 +104,7 @@ def main() -> int:
         shutil.copy(suite, arguments.out / suite.name)  # tests that are not reached keep what they last said
     whole = Round(arguments.out.resolve(), time.monotonic() + 60 * arguments.minutes)
     cores = os.cpu_count() or 1
-    rest = [step for step in arguments.steps if step not in ("tests", "alone")]
+    rest = [step for step in STEPS if step in arguments.steps and step not in ("tests", "alone", "soak")]
     beside = len(gpus) > 1 and "tests" in arguments.steps and bool(rest)
     of_tests = max(1, cores // (WORKERS * (2 if beside else 1)))
     if "tests" in arguments.steps and not beside:
@@ -114,8 +116,9 @@ def main() -> int:
         whole.run(step, gpu=0, threads=max(1, cores // 2 if beside else cores))
     if beside:
         tests.join()
-    if "alone" in arguments.steps:
-        whole.run("alone", gpu=0, threads=cores)
+    for step in ("alone", "soak"):
+        if step in arguments.steps:
+            whole.run(step, gpu=0, threads=cores)
     for step, seconds, ended in whole.rows:
         print(f"{step:12} {seconds:6.0f} s  {ended}")
     return int(any(ended != "ended with 0" for _, _, ended in whole.rows))

@@ -40,6 +40,8 @@ from trtship.verify.compare import as_session_takes
 
 WARM_UP = 0.1
 """Of the time, at least: contexts, graphs and allocators settle."""
+FEWEST = 10
+"""Samples that say anything of growth."""
 M_MMAP_THRESHOLD = -3
 LARGE = 1 << 20
 """Bytes from which malloc maps memory of its own, and gives it back: else each thread's arena keeps what its largest
@@ -152,9 +154,12 @@ def sample(cuda: Cuda, total: int, begun: float, session: trtship.BundleSession)
 
 
 def growth(samples: list[dict[str, float]], name: str, *, warm_up: float) -> float:
-    """MiB from the first fifth of the samples after the warm-up to the last fifth."""
+    """MiB from the first fifth of the samples after the warm-up to the last fifth; infinity where there are fewer than
+    ten."""
     begins = max(warm_up, WARM_UP * samples[-1]["seconds"])
-    settled = [one for one in samples if one["seconds"] >= begins] or samples[-1:]
+    settled = [one for one in samples if one["seconds"] >= begins]
+    if len(settled) < FEWEST:
+        return float("inf")
     fifth = max(1, len(settled) // 5)
     first, last = settled[:fifth], settled[-fifth:]
     return round(statistics.median(s[name] for s in last) - statistics.median(s[name] for s in first), 2)
@@ -214,6 +219,7 @@ def main() -> int:
         "bound": soak.bound,
         "faults": soak.faults[:50],
         "fault_count": len(soak.faults),
+        "warm_up_seconds": max(arguments.warm_up, WARM_UP * seconds),
         "growth_mib": {"gpu_used": gpu, "session": own, "rss": host, "allowed": [GPU_GROWTH, HOST_GROWTH]},
         "session_memory_mib": memory,
         "samples": samples[:: max(1, len(samples) // 400)],

@@ -58,6 +58,7 @@ class FakeCuda:
         yield
 
     def free_memory(self) -> int:
+        self.synchronize(0)
         return self.room - self.used
 
     def _handle(self) -> int:
@@ -161,7 +162,11 @@ class FakeContext:
     def __init__(self, engine: FakeEngine, profile: int, size: int) -> None:
         self.engine, self.profile, self.size = engine, profile, size
         self.shape: tuple[int, ...] = ()
+        self.closed = False
         self._busy = threading.Lock()
+
+    def close(self) -> None:
+        self.closed = True
 
     def set_shapes(self, shapes: Any) -> dict[str, tuple[int, ...]]:
         self.shape = shapes["x"]
@@ -213,6 +218,7 @@ class FakeEngine:
     def __init__(self, cuda: FakeCuda) -> None:
         self.cuda, self.kernels, self.closed = cuda, FakeKernels(), False
         self.contexts: list[FakeContext] = []
+        self.turn = threading.RLock()
         self.profiles = tuple(
             {"x": ((low, FEATURES), (opt, FEATURES), (high, FEATURES))}
             for low, opt, high in ((1, 4, 8), (4, 4, 4), (8, 8, 8))
@@ -231,7 +237,7 @@ class FakeEngine:
     def context_size(self, profile: int) -> int:
         return self.profiles[profile]["x"][2][0] * 2**20
 
-    def create_context(self, profile: int, stream: int, *, eager: bool = True) -> FakeContext:
+    def create_context(self, profile: int, stream: int) -> FakeContext:
         self.contexts.append(FakeContext(self, profile, self.context_size(profile)))
         return self.contexts[-1]
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_gpu import FEATURES, GPU, FakeCuda, FakeEngine, FakeFamily, array_at
+from fake_gpu import FEATURES, GPU, FakeContext, FakeCuda, FakeEngine, FakeFamily, array_at
 
+from trtship.errors import DeviceError
 from trtship.session import bound
 from trtship.session.bound import BoundPlan
 
@@ -44,3 +45,22 @@ def test_it_runs_on_the_callers_memory_in_the_narrowest_profile(
     plan.close()
     assert engine.closed
     assert len(engine.contexts) == 1
+
+
+@pytest.mark.parametrize("fails", ["create_context", "set_shapes", "narrowest"])
+def test_a_plan_that_cannot_be_bound_is_closed(
+    fakes: tuple[FakeCuda, FakeEngine], fails: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cuda, engine = fakes
+    owner: Any = {"create_context": FakeEngine, "set_shapes": FakeContext, "narrowest": bound}[fails]
+
+    def refused(*_: Any) -> Any:
+        raise DeviceError("TensorRT refused")
+
+    monkeypatch.setattr(owner, fails, refused)
+    family: Any = FakeFamily(engine)
+    with pytest.raises(DeviceError, match="refused"):
+        BoundPlan(b"plan", family, {"x": (4, FEATURES)})
+    assert engine.closed
+    assert all(context.closed for context in engine.contexts)
+    assert not cuda.handles

@@ -198,8 +198,8 @@ def test_each_defect_is_caught_by_its_probe_which_says_what_does_not_hold(defect
     assert verdict.reason.startswith(f"{claim}: ")
 
 
-def test_what_is_wrong_only_once_a_plan_is_replayed_is_seen() -> None:
-    """The third run of a size is the first that a CUDA graph does."""
+def test_what_is_wrong_only_once_a_plan_is_replayed_fails_the_comparison() -> None:
+    """The third run of a size is the first that a CUDA graph does; one run says nothing of it."""
 
     class Replaying(Plan):
         steady_after = 2
@@ -208,22 +208,43 @@ def test_what_is_wrong_only_once_a_plan_is_replayed_is_seen() -> None:
         plan.kept[len(x)] = plan.kept.get(len(x), 0) + 1
         return y * (1 + 8 * U * (plan.kept[len(x)] == 3))
 
-    opens = {1: Plan, 2: Replaying}
-    states = {
-        runs: {
-            v.gate: v.state
-            for v in attack(
-                lambda: kind(replayed),  # noqa: B023 - called at once
-                REFERENCE,
-                subject="plan",
-                ranges=RANGE,
-                bound=BOUND,
-                probes=[p for p in all_probes() if p.name == "repeated"],
-            )
-        }
-        for runs, kind in opens.items()
-    }
-    assert states == {1: {"repeated": "passed"}, 2: {"repeated": "failed"}}
+    for kind, state in ((Plan, "passed"), (Replaying, "failed")):
+        with kind(replayed) as session:
+            verdict = compare(session, REFERENCE, subject="s", batches=[1, 4], bound=BOUND)
+        assert verdict.state == state
+        assert [one.sizes for one in verdict.measures] == [{"B": 1}, {"B": 4}]
+
+
+def test_nan_of_a_replay_fails_the_comparison_however_near_the_first_run_was() -> None:
+    class Replaying(Plan):
+        steady_after = 2
+
+    def replayed(plan: Plan, x: Any, y: Any) -> Any:
+        plan.kept["runs"] = plan.kept.get("runs", 0) + 1
+        return y if plan.kept["runs"] < 3 else np.where(y > 0, np.inf, y)
+
+    with Replaying(replayed) as session:
+        assert compare(session, REFERENCE, subject="s", batches=[4], bound=BOUND).state == "failed"
+
+
+def test_two_threads_meet_in_one_session_that_runs_several_calls_at_once() -> None:
+    class Several(Plan):
+        workers = 2
+
+    opened: list[Plan] = []
+
+    def opens() -> Plan:
+        opened.append(Several(shared_by_itself))
+        return opened[-1]
+
+    def shared_by_itself(plan: Plan, x: Any, y: Any) -> Any:
+        """Two runs of one session meet in its scratch memory; those of two sessions do not."""
+        plan.kept["rows"] = y.sum(0)
+        time.sleep(0.01)
+        return y + (plan.kept["rows"] - y.sum(0))
+
+    found = attack(opens, REFERENCE, subject="plan", ranges=RANGE, bound=BOUND)
+    assert {v.gate for v in found if v.state == "failed"} == {"two_contexts"}
 
 
 @pytest.mark.parametrize(

@@ -70,11 +70,15 @@ def plan_runner(plan: PlanFile, family: Family, feeds: dict[str, Any]) -> Runner
 
     shapes = {s.name: tuple(feeds[s.name].shape) for s in plan.inputs}
     bound = BoundPlan(Path(plan.path).read_bytes(), family, shapes, tf32=plan.tf32)
-    inputs = {s.name: torch.from_numpy(feeds[s.name]).cuda().to(getattr(torch, s.dtype)) for s in plan.inputs}
-    outputs = {
-        s.name: torch.empty(bound.output_shapes[s.name], dtype=getattr(torch, s.dtype), device="cuda")
-        for s in plan.outputs
-    }
+    try:
+        inputs = {s.name: torch.from_numpy(feeds[s.name]).cuda().to(getattr(torch, s.dtype)) for s in plan.inputs}
+        outputs = {
+            s.name: torch.empty(bound.output_shapes[s.name], dtype=getattr(torch, s.dtype), device="cuda")
+            for s in plan.outputs
+        }
+    except BaseException:  # too little memory
+        bound.close()
+        raise
     addresses = {name: tensor.data_ptr() for name, tensor in {**inputs, **outputs}.items()}
     first = outputs[plan.outputs[0].name]
 

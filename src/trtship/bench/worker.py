@@ -141,8 +141,11 @@ class Worker:
         return Written()
 
     def close(self) -> None:
-        for seat in self._seats:
-            seat.runner.close()
+        runners = [seat.runner for seat in self._seats]
+        self._seats.clear()  # with the graphs that hold what the runners free
+        self._ends.clear()
+        for runner in runners:
+            runner.close()
 
 
 def _module_of(job: Job) -> Any:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trtship.errors import DeviceError, GpuMemoryError, InputError
+from trtship.family.kernels import Turn
 from trtship.family.layer_times import LayerTimes, profiler_of
 from trtship.family.logger import recording
 
@@ -22,7 +22,7 @@ class Context:
     `size` is the bytes of GPU memory that its activations take. `turn` is what the engine's contexts share.
     """
 
-    def __init__(self, module: Any, context: Any, outputs: tuple[str, ...], *, size: int, turn: threading.Lock) -> None:
+    def __init__(self, module: Any, context: Any, outputs: tuple[str, ...], *, size: int, turn: Turn) -> None:
         self._module, self._context, self._outputs, self.size = module, context, outputs, size
         self._shapes: tuple[Mapping[str, tuple[int, ...]], dict[str, tuple[int, ...]]] = ({}, {})
         self._addresses: dict[str, int] = {}
@@ -45,6 +45,11 @@ class Context:
         self._shapes = (dict(shapes), found)
         return found
 
+    def close(self) -> None:
+        """Free it; nothing of it runs any more."""
+        with self._turn:
+            self._context = None
+
     def largest_output(self, name: str) -> int:
         """Bytes that an output may take at any shape of the profile; 0 where TensorRT does not tell."""
         return max(0, int(self._context.get_max_output_size(name)))
@@ -59,11 +64,11 @@ class Context:
     def execute(self, addresses: Mapping[str, int], stream: int) -> None:
         """Enqueue one inference on a CUDA stream; `addresses` are device pointers of every input and output. Raises
         GpuMemoryError, DeviceError."""
-        for name, address in addresses.items():
-            if self._addresses.get(name) != address:
-                self._context.set_tensor_address(name, address)
-                self._addresses[name] = address
         with self._turn, recording(self._module) as log:
+            for name, address in addresses.items():
+                if self._addresses.get(name) != address:
+                    self._context.set_tensor_address(name, address)
+                    self._addresses[name] = address
             ran = self._context.execute_async_v3(stream)
         if not ran:
             raise refused("TensorRT refused to run the plan", log)

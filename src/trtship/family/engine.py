@@ -34,9 +34,11 @@ class Engine:
     """Wraps `ICudaEngine`. Threads share it; contexts are created one at a time, since they need the environment of the
     process as it was when the plan was built.
 
-    Its contexts take turns to set shapes and to enqueue. TensorRT for RTX promises threads one network each, no more
-    (release notes of 1.3), and two contexts of one engine that enqueued at once, while kernels were compiled in the
-    background, ended the process by a segmentation fault (1.6.1, H100). Replays of CUDA graphs take no part in it.
+    Its contexts take turns to be created, to set shapes, to enqueue and to be closed: `turn`, which a thread may take
+    twice. TensorRT for RTX promises threads one network each, no more (release notes of 1.3), and two contexts of one
+    engine that enqueued at once, while kernels were compiled in the background, ended the process by a segmentation
+    fault (1.6.1, H100). Replays of CUDA graphs take no part in it; what runs otherwise waits while a context's kernels
+    are compiled.
 
     `inputs` and `outputs` have the plan's own shapes, a dynamic size written as a letter; sizes that the plan does
     not tell apart get a letter each. `profiles` has what each takes: one that was built for a single size runs faster
@@ -54,8 +56,8 @@ class Engine:
         plan_size: int = 0,
     ) -> None:
         self._module, self._engine, self._runtime, self._variables = module, engine, runtime, variables
-        self._plan_size, self._turn = plan_size, threading.Lock()
-        self.kernels = Kernels(module, engine, kernels, turn=self._turn)
+        self._plan_size, self.turn = plan_size, threading.RLock()
+        self.kernels = Kernels(module, engine, kernels, turn=self.turn)
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
         is_input = {n: engine.get_tensor_mode(n) == module.TensorIOMode.INPUT for n in names}
         self.inputs = tuple(self._spec(n) for n in names if is_input[n])
@@ -107,10 +109,10 @@ class Engine:
         found = int(asked(kinds.TOTAL_WEIGHTS_SIZE)) if asked and kinds else 0
         return found if found > 0 else self._plan_size
 
-    def create_context(self, profile: int, stream: int, *, eager: bool = True) -> Context:
+    def create_context(self, profile: int, stream: int) -> Context:
         """An execution context for a profile, ready when what was enqueued on `stream` is done. TensorRT for RTX
-        compiles the kernels here that are not among `kernels`: seconds. `eager`: those for a profile of one size are
-        compiled for it at once, not in the background. Raises GpuMemoryError, DeviceError.
+        compiles the kernels here that are not among `kernels`: seconds. Those for a profile of one size are compiled
+        for it at once, not in the background. Raises GpuMemoryError, DeviceError.
 
         A context is for one thread at a time; each has memory of its own.
         """
@@ -118,8 +120,8 @@ class Engine:
         strategy = module.ExecutionContextAllocationStrategy.STATIC
         if several:  # else each context would take the memory of the largest profile
             strategy = module.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE
-        chosen, fixed = (profile if several else None), eager and self.is_fixed(profile)
-        with environment(self._variables), self._turn, recording(module) as log:
+        chosen, fixed = (profile if several else None), self.is_fixed(profile)
+        with environment(self._variables), self.turn, recording(module) as log:
             context = self._context(strategy, chosen, stream, fixed=fixed)
             if context is None:  # an older runtime's kernels, say: the plan itself has all that it needs
                 context = self._context(strategy, chosen, stream, fixed=fixed, kept=False)
@@ -128,7 +130,7 @@ class Engine:
         if context is None:
             raise refused("TensorRT could not create an execution context", log)
         names = tuple(spec.name for spec in self.outputs)
-        return Context(module, context, names, size=self.context_size(profile), turn=self._turn)
+        return Context(module, context, names, size=self.context_size(profile), turn=self.turn)
 
     def _context(self, strategy: Any, profile: int | None, stream: int, *, fixed: bool, kept: bool = True) -> Any:
         """An `IExecutionContext` with its profile chosen; None where TensorRT could not."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-import threading
-from typing import Any
+from contextlib import AbstractContextManager
+from typing import Any, TypeAlias
+
+Turn: TypeAlias = AbstractContextManager[Any]
+"""What the contexts of one engine take by turns."""
 
 
 class Kernels:
@@ -11,7 +14,7 @@ class Kernels:
     when it builds. See https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/inference-library/work-with-runtime-cache.html
     """
 
-    def __init__(self, module: Any, engine: Any, saved: bytes, *, turn: threading.Lock) -> None:
+    def __init__(self, module: Any, engine: Any, saved: bytes, *, turn: Turn) -> None:
         """`saved` is what `serialized` gave before, or nothing; it must be bytes whose hash was checked. What this
         GPU, TensorRT or CUDA cannot use, TensorRT leaves out. `turn` is what the engine's contexts share."""
         self._module, self._engine, self._cache, self._turn = module, engine, None, turn

@@ -68,8 +68,8 @@ class Session(ABC):
     unusable: str = ""
     """Empty while it may be called; "closed", "forked", or what became of its GPU."""
 
-    steady_after: int = 1
-    """Runs of one size after which every further one goes the same way: a plan that runs, is then captured in a CUDA
+    steady_after: int = 0
+    """Runs of one size before the first that all later ones are like: a plan that runs, is then captured in a CUDA
     graph and replayed from there on has 2."""
     workers: int = 1
     """Threads that `ainfer` may use."""
@@ -117,13 +117,16 @@ class Session(ABC):
     def warm_up(self, batches: Sequence[int] | None = None) -> None:
         """Run zeros at these batch sizes (default: the one that is optimized for) until all that is made at first use
         is there: contexts, buffers, CUDA graphs. Other sizes that are dynamic are those optimized for."""
+        for feeds in self._zeros(batches):
+            for _ in range(1 + self.steady_after):
+                self.infer(feeds)
+
+    def _zeros(self, batches: Sequence[int] | None) -> Iterator[dict[str, Array]]:
         letter = batch_letter(self.inputs)
         usual = {name: r.opt for name, r in self.ranges.items()}
         for batch in batches if batches is not None else [usual.get(letter or "", 1)]:
             sizes = {**usual, letter: batch} if letter else usual
-            feeds = {s.name: np.zeros(s.with_sizes(sizes), NUMPY.host_dtype(s.dtype)) for s in self.inputs}
-            for _ in range(2):
-                self.infer(feeds)
+            yield {s.name: np.zeros(s.with_sizes(sizes), NUMPY.host_dtype(s.dtype)) for s in self.inputs}
 
     @property
     def memory(self) -> Memory:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from enum import Enum
 
 from trtship.session.piece import Piece
 from trtship.session.rig import Rig
@@ -11,7 +12,7 @@ Addresses = tuple[int, ...]
 MOST = 32 << 20
 """Bytes that one graph is taken to need, at most."""
 DIRECT = 4
-"""Graphs of one piece at addresses of the caller's own, beside that of the lane's buffers."""
+"""Graphs of one piece at addresses of callers' own, beside the others."""
 IDLE = 256
 """Runs after which one of those that was not launched may make way for one at other addresses."""
 PATIENCE = 8
@@ -20,15 +21,22 @@ PIECES = 256
 """Pieces that are remembered though they have no graph."""
 
 
+class Use(Enum):
+    """Whose addresses a run has."""
+
+    LANE = "the lane's own buffers, by which every call of the piece can go"
+    RING = "a place in the ring of one `map`: they will come again while it lasts"
+    CALLER = "a caller's: nobody knows whether they come again"
+
+
 class Graph:
-    """A captured graph. `used` is the lane's run that launched it last; `direct` says that the addresses are a
-    caller's, which may not come again."""
+    """A captured graph. `used` is the lane's run that launched it last; `use` says whose addresses it has."""
 
-    __slots__ = ("again", "direct", "handle", "size", "stale_at", "used")
+    __slots__ = ("again", "handle", "size", "stale_at", "use", "used")
 
-    def __init__(self, handle: int, *, size: int, stale_at: float, again: int, used: int, direct: bool) -> None:
+    def __init__(self, handle: int, *, size: int, stale_at: float, again: int, used: int, use: Use) -> None:
         self.handle, self.size, self.stale_at, self.again, self.used = handle, size, stale_at, again, used
-        self.direct = direct
+        self.use = use
 
 
 class Graphs:
@@ -54,29 +62,31 @@ class Graphs:
                 self._seen.clear()
             self._seen.add(addresses)
             return False
-        used = [graph.used for graph in self.kept.values() if graph.direct]
+        used = [graph.used for graph in self.kept.values() if graph.use is Use.CALLER]
         return len(used) < DIRECT or tick - min(used) > IDLE
 
     def capture(
-        self, addresses: Addresses, enqueue: Callable[[], None], stream: int, *, fixed: bool, tick: int, direct: bool
+        self, addresses: Addresses, enqueue: Callable[[], None], stream: int, *, fixed: bool, tick: int, use: Use
     ) -> None:
         """Keep a graph of what `enqueue` puts on the stream, in place of one of these addresses. Raises DeviceError."""
         cuda, before = self._rig.cuda, self.kept.get(addresses)
         again = before.again + 1 if before else 0
-        free = cuda.free_memory()
-        handle = cuda.capture(enqueue, stream)
-        size = min(max(0, free - cuda.free_memory()), MOST)  # others take and give memory meanwhile
+        with self._rig.engine.turn:  # before the capture begins: nobody waits within one
+            free = cuda.free_memory()
+            handle = cuda.capture(enqueue, stream)
+            size = min(max(0, free - cuda.free_memory()), MOST)  # others take and give memory meanwhile
         try:
             self._rig.ledger.take("graphs", size)
         except BaseException:
             cuda.destroy_graph(handle)
             raise
         self.drop(addresses)
-        others = sorted((graph.used, at) for at, graph in self.kept.items() if direct and graph.direct)
-        for _, at in others[: max(0, len(others) - DIRECT + 1)]:
-            self.drop(at)
+        if use is Use.CALLER:
+            others = sorted((graph.used, at) for at, graph in self.kept.items() if graph.use is Use.CALLER)
+            for _, at in others[: max(0, len(others) - DIRECT + 1)]:
+                self.drop(at)
         stale_at = self._rig.stale_at(fixed=fixed, again=again)
-        self.kept[addresses] = Graph(handle, size=size, stale_at=stale_at, again=again, used=tick, direct=direct)
+        self.kept[addresses] = Graph(handle, size=size, stale_at=stale_at, again=again, used=tick, use=use)
 
     def drop(self, addresses: Addresses) -> None:
         """Free one that does not run."""
@@ -109,30 +119,35 @@ class Shelf:
             found = self.pieces[piece] = Graphs(self._rig)
         return found
 
-    def has_room(self, *, direct: bool) -> bool:
-        """Whether one more graph may be kept: there are fewer than may be; or it is of the lane's buffers, which serves
-        every call of its piece, and may take the place of one at a caller's addresses; or the least lately used has not
+    def has_room(self, use: Use) -> bool:
+        """Whether one more graph may be kept: there are fewer than may be; or it is of the lane's buffers, by which all
+        calls of its piece can go, and may take the place of one at other addresses; or the least lately used has not
         been used for so long that its place is better given to another. (To make room at every call would cost more
         than it saves.)"""
         kept = [graph for graphs in self.pieces.values() for graph in graphs.kept.values()]
         most = self._rig.graphs
         if len(kept) < most or most == 0:
             return most > 0
-        if not direct and any(graph.direct for graph in kept):
+        if use is Use.LANE and any(graph.use is not Use.LANE for graph in kept):
             return True
         return self.tick - min(graph.used for graph in kept) > PATIENCE * most
 
-    def make_room(self, *, direct: bool) -> None:
-        """Free the least lately used, so that one more may be kept; for one of the lane's buffers, first those at a
-        caller's addresses. Nothing of the lane runs now."""
+    def make_room(self, use: Use) -> None:
+        """Free the least lately used, so that one more may be kept; for one of the lane's buffers, first those at other
+        addresses. Nothing of the lane runs now."""
         kept = [
-            (not direct and not graph.direct, graph.used, at, graphs)
+            (use is Use.LANE and graph.use is Use.LANE, graph.used, at, graphs)
             for graphs in self.pieces.values()
             for at, graph in graphs.kept.items()
         ]
         kept.sort(key=lambda one: one[:2])
         for _, _, at, graphs in kept[: max(0, len(kept) - self._rig.graphs + 1)]:
             graphs.drop(at)
+
+    def forget(self, addresses: Addresses) -> None:
+        """Free all graphs at addresses that are about to be given back. None of them runs."""
+        for graphs in self.pieces.values():
+            graphs.drop(addresses)
 
     def clear(self) -> None:
         for graphs in self.pieces.values():

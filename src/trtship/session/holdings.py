@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from trtship.errors import DeviceError, GpuMemoryError
@@ -16,10 +16,12 @@ SPARE = 32 << 20
 
 
 class Holdings:
-    """Made when they are first needed, on the lane's `stream`, and counted. Raises GpuMemoryError, DeviceError."""
+    """Made when they are first needed, on the lane's `stream`, and counted. Raises GpuMemoryError, DeviceError.
 
-    def __init__(self, rig: Rig, stream: int) -> None:
-        self._rig, self._stream = rig, stream
+    `on_free` is told the addresses of buffers that are freed: no graph may use them any more."""
+
+    def __init__(self, rig: Rig, stream: int, on_free: Callable[[tuple[int, ...]], None]) -> None:
+        self._rig, self._stream, self._on_free = rig, stream, on_free
         self._contexts: dict[int, Context] = {}
         self._slots: dict[int, Slot] = {}
 
@@ -68,6 +70,7 @@ class Holdings:
             if slot is not None:
                 self._rig.cuda.wait_on_host(last)
                 del self._slots[piece.profile]
+                self._on_free(slot.ins + slot.outs)
                 slot.free()
             slot = self._slots[piece.profile] = Slot(self._rig, piece, context)
         return slot
@@ -77,4 +80,6 @@ class Holdings:
         while self._slots:
             self._slots.popitem()[1].free()
         while self._contexts:
-            self._rig.ledger.give("contexts", self._contexts.popitem()[1].size)
+            _, context = self._contexts.popitem()
+            context.close()
+            self._rig.ledger.give("contexts", context.size)

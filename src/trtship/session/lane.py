@@ -8,7 +8,7 @@ from typing import Any
 
 from trtship.errors import DeviceError, GpuFaultError, GpuMemoryError
 from trtship.family.context import Context
-from trtship.session.graphs import Addresses, Graphs, Shelf
+from trtship.session.graphs import Addresses, Graphs, Shelf, Use
 from trtship.session.holdings import Holdings
 from trtship.session.piece import Piece
 from trtship.session.rig import Rig
@@ -30,8 +30,8 @@ class Lane:
         self._rig, self._cuda = rig, rig.cuda
         self.held: Any = None
         self.stream = rig.cuda.create_stream()
-        self._holdings = Holdings(rig, self.stream)
         self._shelf = Shelf(rig)
+        self._holdings = Holdings(rig, self.stream, self._shelf.forget)
         self._pieces = self._shelf.pieces
         self._done = rig.cuda.create_event()  # of the last run
         self._gate = rig.cuda.create_event()  # of what the caller's stream has before a run
@@ -40,9 +40,9 @@ class Lane:
     # what every call does
 
     def run(
-        self, piece: Piece, ins: Addresses, outs: Addresses, stream: int, *, steady: bool = False, poison: bool = False
+        self, piece: Piece, ins: Addresses, outs: Addresses, stream: int, *, use: Use = Use.CALLER, poison: bool = False
     ) -> None:
-        """Enqueue a piece on device memory, in the order of `stream`. `steady`: these addresses will come again.
+        """Enqueue a piece on device memory, in the order of `stream`; `use` says whose memory it is.
 
         Raises GpuMemoryError, GpuFaultError, DeviceError.
         """
@@ -64,7 +64,7 @@ class Lane:
                 graphs.runs += 1
                 graph.used = shelf.tick
                 return
-        self._otherwise(piece, ins, outs, stream, steady=steady, poison=poison)
+        self._otherwise(piece, ins, outs, stream, use=use, poison=poison)
 
     def hold(self, arrays: Any) -> None:
         """Keep arrays alive that the last run reads, until it is done."""
@@ -84,7 +84,7 @@ class Lane:
         if self._last != self.stream:
             self._cuda.wait(self.stream, self._done)
         slot.load(sources, self.stream)
-        self.run(piece, slot.ins, slot.outs, self.stream, steady=True, poison=poison)
+        self.run(piece, slot.ins, slot.outs, self.stream, use=Use.LANE, poison=poison)
         slot.unload(piece, self.stream)
         self._cuda.synchronize(self.stream)
         slot.take(results)
@@ -95,9 +95,7 @@ class Lane:
         """The piece's context, and its outputs' shapes."""
         return self._holdings.context(piece)
 
-    def _otherwise(
-        self, piece: Piece, ins: Addresses, outs: Addresses, stream: int, *, steady: bool, poison: bool
-    ) -> None:
+    def _otherwise(self, piece: Piece, ins: Addresses, outs: Addresses, stream: int, *, use: Use, poison: bool) -> None:
         self.context(piece)
         shelf = self._shelf
         graphs = shelf.of(piece)
@@ -106,11 +104,11 @@ class Lane:
         addresses = ins + outs
         if self._rig.graphs and graphs.runs > 1:
             wanted = addresses in graphs.kept
-            wanted = wanted or ((steady or graphs.wants(addresses, shelf.tick)) and shelf.has_room(direct=not steady))
-            if wanted:
-                self._capture(piece, graphs, ins, outs, stream, direct=not steady, poison=poison)
+            comes_again = use is not Use.CALLER or graphs.wants(addresses, shelf.tick)
+            if wanted or (comes_again and shelf.has_room(use)):
+                self._capture(piece, graphs, ins, outs, stream, use=use, poison=poison)
                 return
-            if not steady and self._by_copies(piece, graphs, ins, outs, stream, poison=poison):
+            if use is not Use.LANE and self._by_copies(piece, graphs, ins, outs, stream, poison=poison):
                 return
         self._enter(stream)
         self._eager(piece, ins, outs, poison=poison)
@@ -125,7 +123,7 @@ class Lane:
         except GpuMemoryError:
             return False
         graph = graphs.kept.get(slot.ins + slot.outs)
-        if graph is None and not self._shelf.has_room(direct=False):
+        if graph is None and not self._shelf.has_room(Use.LANE):
             return False
         cuda = self._cuda
         cuda.wait(stream, self._done)
@@ -134,7 +132,7 @@ class Lane:
         if graph is None or graph.stale_at <= time.monotonic():
             cuda.record(self._done, stream)
             self._last = stream
-            self._capture(piece, graphs, slot.ins, slot.outs, stream, direct=False, poison=poison)
+            self._capture(piece, graphs, slot.ins, slot.outs, stream, use=Use.LANE, poison=poison)
         else:
             if poison:
                 self._fill(piece, slot.outs, stream)
@@ -147,7 +145,7 @@ class Lane:
         return True
 
     def _capture(
-        self, piece: Piece, graphs: Graphs, ins: Addresses, outs: Addresses, stream: int, *, direct: bool, poison: bool
+        self, piece: Piece, graphs: Graphs, ins: Addresses, outs: Addresses, stream: int, *, use: Use, poison: bool
     ) -> None:
         """Run eagerly, as must be before a capture, and keep a graph of it for the next time."""
         self._enter(stream)
@@ -156,7 +154,7 @@ class Lane:
         self._cuda.synchronize(self.stream)
         addresses, context = ins + outs, self.context(piece)
         if addresses not in graphs.kept:
-            self._shelf.make_room(direct=direct)
+            self._shelf.make_room(use)
         named = dict(zip(self._rig.names, addresses, strict=True))
         try:
             graphs.capture(
@@ -165,7 +163,7 @@ class Lane:
                 self.stream,
                 fixed=piece.fixed,
                 tick=self._shelf.tick,
-                direct=direct,
+                use=use,
             )
         except GpuFaultError:
             raise

@@ -8,6 +8,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from trtship.family.context import Context
+from trtship.session.graphs import Use
 from trtship.session.lane import Lane
 from trtship.session.piece import Piece
 from trtship.session.pool import Pool
@@ -45,7 +46,7 @@ class Pipe:
         cuda.record(stage.loaded, self._in)
         cuda.wait(self._compute, stage.loaded)
         with self._lanes.one() as lane:
-            lane.run(piece, slot.ins, slot.outs, self._compute, steady=True, poison=poison)
+            lane.run(piece, slot.ins, slot.outs, self._compute, use=Use.RING, poison=poison)
         cuda.record(stage.computed, self._compute)
         cuda.wait(self._out, stage.computed)
         slot.unload(piece, self._out)

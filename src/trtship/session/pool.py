@@ -21,7 +21,7 @@ class Pool(Generic[T]):
     """
 
     def __init__(self, make: Callable[[], T], *, most: int) -> None:
-        self._make, self._most = make, most
+        self._make, self.most = make, most
         self._free: list[T] = []
         self._made = 0
         self._closed = False
@@ -42,7 +42,7 @@ class Pool(Generic[T]):
             while not self._free:
                 if self._closed:
                     raise PoolClosedError
-                if self._made < self._most:
+                if self._made < self.most:
                     self._made += 1
                     break
                 self._change.wait()

@@ -20,6 +20,8 @@ from trtship.session.pool import Pool
 from trtship.session.rig import Rig
 
 T = TypeVar("T")
+WARM = 3
+"""Runs of a size on a lane: eagerly, captured, replayed."""
 RELIEFS = 3
 """How often contexts and graphs are given up for others before batches are made smaller."""
 
@@ -154,17 +156,45 @@ class Runs:
         self, call: Call, views: list[np.ndarray[Any, Any]], targets: list[Any] | None, poison: bool, plan: Plan
     ) -> list[np.ndarray[Any, Any]]:
         with self._lanes.one() as lane:
-            lane.settle()
-            for step in plan.steps:
-                lane.context(step.piece)
-            results = targets or self._empty(call, plan)
-            for step in plan.steps:
-                rows = slice(step.begin, step.begin + step.rows)
-                whole = plan.piece is not None
-                some = [view if whole or not plan.takes_rows(index) else view[rows] for index, view in enumerate(views)]
-                parts = results if whole else [result[rows] for result in results]
-                lane.run_on_host(step.piece, some, parts, poison=poison)
+            return self._on_lane(lane, call, views, targets, poison, plan)
+
+    def _on_lane(
+        self,
+        lane: Lane,
+        call: Call,
+        views: list[np.ndarray[Any, Any]],
+        targets: list[Any] | None,
+        poison: bool,
+        plan: Plan,
+    ) -> list[np.ndarray[Any, Any]]:
+        lane.settle()
+        for step in plan.steps:
+            lane.context(step.piece)
+        results = targets or self._empty(call, plan)
+        for step in plan.steps:
+            rows = slice(step.begin, step.begin + step.rows)
+            whole = plan.piece is not None
+            some = [view if whole or not plan.takes_rows(index) else view[rows] for index, view in enumerate(views)]
+            parts = results if whole else [result[rows] for result in results]
+            lane.run_on_host(step.piece, some, parts, poison=poison)
         return results
+
+    def warm(self, call: Call, arrays: list[Array]) -> None:
+        """Run a call on arrays of the host in every lane that memory has room for, until graphs replay it. One at a
+        time may do so: it holds all lanes."""
+        views, lanes = [call.kind.host(array) for array in arrays], list[Lane]()
+        with self._cuda.selected():
+            self._attempt(call, partial(self._through_lane, call, views, None, False))
+            try:
+                while len(lanes) < self._lanes.most:
+                    lanes.append(self._lanes.take())
+                    for _ in range(WARM):
+                        self._on_lane(lanes[-1], call, views, None, False, call.plan)
+            except GpuMemoryError:
+                pass  # the other contexts are made when they are needed, and memory is found for them
+            finally:
+                for lane in lanes:
+                    self._lanes.give(lane)
 
     def _empty(self, call: Call, plan: Plan) -> list[np.ndarray[Any, Any]]:
         shapes = zip(plan.out_shapes, self._rig.outputs, strict=True)

@@ -21,11 +21,11 @@ needs, and made anew for a larger one."""
 
 
 class Slot:
-    """GPU buffers for the inputs and outputs of any piece of one profile, whose addresses stay; pinned ones beside them
-    from the first host array on. Raises GpuMemoryError."""
+    """GPU buffers for the inputs and outputs of any piece of one profile, and of every other that has room there; their
+    addresses stay. Pinned ones are beside them from the first host array on. Raises GpuMemoryError."""
 
     def __init__(self, rig: Rig, piece: Piece, context: Context) -> None:
-        self._rig, self.profile = rig, piece.profile
+        self._rig = rig
         profile = rig.engine.profiles[piece.profile]
         largest = [nbytes(profile[spec.name][2], spec.dtype) for spec in rig.inputs]
         largest += [context.largest_output(spec.name) for spec in rig.outputs]
@@ -55,7 +55,7 @@ class Slot:
     def fits(self, piece: Piece) -> bool:
         """Whether a piece's tensors have room here."""
         needed = (*piece.in_bytes, *piece.out_bytes)
-        return piece.profile == self.profile and all(n <= room for n, room in zip(needed, self._rooms, strict=True))
+        return all(n <= room for n, room in zip(needed, self._rooms, strict=True))
 
     def load(self, sources: Sequence[HostArray], stream: int) -> bool:
         """Enqueue the copies of host arrays to the inputs' buffers. Those in pinned memory are copied from where they

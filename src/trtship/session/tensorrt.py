@@ -6,7 +6,7 @@ import asyncio
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
@@ -74,7 +74,7 @@ class TensorRTSession(Session):
     ) -> None:
         gpu = gpu or gpu_at(device)
         self.device, self.workers = device, max_contexts + 1  # one may wait while the others compute
-        self._fault = ""
+        self._fault, self._warming = "", threading.Lock()
         self._pipes: list[Pipe] = []
         self._cuda = Cuda(device)
         variables = family.environment(tf32=tf32)
@@ -141,6 +141,13 @@ class TensorRTSession(Session):
             work = partial(self._guarded, partial(self._runs.out_shapes, call))
             await asyncio.get_running_loop().run_in_executor(self._executor(), work)
         return await super().ainfer(feeds, out=out)
+
+    def warm_up(self, batches: Sequence[int] | None = None) -> None:
+        """As of any session, in every context that memory has room for."""
+        with self._warming:  # whoever waits here holds none of them
+            for feeds in self._zeros(batches):
+                call, arrays = self._call(feeds)
+                self._guarded(partial(self._runs.warm, call, arrays))
 
     def layer_times(self, feeds: Mapping[str, Array], *, runs: int = 20) -> dict[str, float]:
         """Milliseconds of each layer, the median of `runs`, by its name in the engine inspector; `feeds` as for
@@ -241,11 +248,19 @@ class TensorRTSession(Session):
 
     def _release(self) -> None:
         lanes = self._lanes.close()  # waits for who runs
-        if self._fault:  # CUDA takes nothing back any more, and TensorRT ends the process where it tries
-            leak(lanes, self._pipes, self._rig, self._engine)
-            return
+        try:
+            if not self._fault:
+                self._free(lanes)
+                return
+        except GpuFaultError as error:  # nobody had called it since
+            self._fault = error.what
+        leak(lanes, self._pipes, self._rig, self._engine)  # CUDA takes nothing back; TensorRT would end the process
+
+    def _free(self, lanes: list[Lane]) -> None:
         with self._cuda.selected():
-            self._keeper.last()  # while the contexts have them
+            self._cuda.free_memory()  # tells whether CUDA still works, before TensorRT is asked anything
+            with suppress(TrtshipError):
+                self._keeper.last()  # while the contexts have them
             self._runs.free(lanes)
             self._engine.close()
 

@@ -24,14 +24,17 @@ def compare(
     progress: Progress = SILENT,
 ) -> Verdict:
     """Run the reference rows at each batch size; passes when every output is finite and within `bound` (relative L2
-    of the worst row). A session that raises fails the gate: it would fail its user as well."""
+    of the worst row). Where a session's later runs go another way than its first (`Session.steady_after`), both are
+    measured, and the one that is further off is told. A session that raises fails the gate: it would fail its user as
+    well."""
     measures: list[Measure] = []
     sizes_list = [{**reference.sizes, reference.batch: b} if reference.batch else reference.sizes for b in batches]
     for index, sizes in enumerate(sizes_list if reference.batch else sizes_list[:1]):
         progress.step(index / len(sizes_list), ", ".join(f"{k}={v}" for k, v in sizes.items()))
         feeds, expected = reference.at(sizes[reference.batch] if reference.batch else 0)
         try:
-            found = session.infer(as_session_takes(session, feeds))
+            taken = as_session_takes(session, feeds)
+            runs = [session.infer(taken) for _ in range(1 + session.steady_after)]
         except TrtshipError as error:
             return Verdict(
                 subject=subject,
@@ -42,7 +45,10 @@ def compare(
                 bound=bound,
                 measures=tuple(measures),
             )
-        measures += [measure(expected[name], found[name], output=name, sizes=sizes) for name in expected]
+        first_and_last = runs[:1] + runs[1:][-1:]
+        for name in expected:
+            found = [measure(expected[name], outputs[name], output=name, sizes=sizes) for outputs in first_and_last]
+            measures.append(max(found, key=lambda one: (not one.finite, one.rel_l2 or 0.0)))
     return judged(subject, gate, measures, bound=bound, runtime=session.runtime)
 
 

@@ -1,4 +1,4 @@
-"""Two contexts at once give what each gives alone: they share no memory."""
+"""Two contexts at once give what each gives alone: they share no memory, be they of one engine or of two."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ TURNS = 3
 
 
 class TwoContexts(Probe):
-    """A second session beside the first, each in a thread with rows of its own, several times."""
+    """Two threads with rows of their own, several times: each with a session, and both with one, where it runs several
+    calls at once."""
 
     name: ClassVar[str] = "two_contexts"
     claim: ClassVar[str] = "two contexts at once should give what each gives alone"
@@ -28,11 +29,14 @@ class TwoContexts(Probe):
         def turns(session: Session, which: int) -> list[dict[str, Any]]:
             return [attack.run(feeds[which], session) for _ in range(TURNS)]
 
-        with attack.open_another() as other, ThreadPoolExecutor(max_workers=2) as threads:
-            jobs = [threads.submit(turns, session, i) for i, session in enumerate((attack.session, other))]
-            both = [job.result() for job in jobs]
         measures = []
-        for which, runs in enumerate(both):
-            for found in runs:
-                measures += attack.compare(alone[which], found, B=batch, context=which)
+        with attack.open_another() as other, ThreadPoolExecutor(max_workers=2) as threads:
+            pairs = [(attack.session, other)]
+            if attack.session.workers > 1:
+                pairs.append((attack.session, attack.session))
+            for pair in pairs:
+                jobs = [threads.submit(turns, session, which) for which, session in enumerate(pair)]
+                for which, job in enumerate(jobs):
+                    for found in job.result():
+                        measures += attack.compare(alone[which], found, B=batch, context=which)
         return attack.same(self, measures)
