@@ -99,7 +99,7 @@ def soak() -> str:
     grown = document["growth_mib"]
     return (
         f"Soak, {document['minutes']:.1f} minutes: {document['threads']} threads, batches of {sizes}; "
-        f"{document['calls'].get('cancelled', 0)} calls were cancelled; of {calls} calls {document['fault_count']} failed "
+        f"{document['calls'].get('cancelled', 0)} calls were cancelled; of {calls} {document['fault_count']} failed "
         f"or gave what is not the model's (worst relative L2 {document['worst_relative_l2']:.1e}); after "
         f"{document['warm_up_seconds']:.0f} s the GPU's memory grew by {grown['gpu_used']:.0f} MiB, the process by "
         f"{grown['rss']:.0f}. {where(document)}."

@@ -2,7 +2,8 @@
 
 With `TRTSHIP_GPU_RESULTS=FILE` the outcomes, and what tests noted with `record_property`, are written there as JSON,
 with the machine, the versions, the date and the command; tests that do not run now keep what the file has of them.
-With several workers (`-n 5 --dist loadfile`) give each its share of the cores: `OMP_NUM_THREADS=3`.
+With several workers (`-n 5 --dist loadfile -m "not alone"`) give each its share of the cores: `OMP_NUM_THREADS=3`; then
+`-m alone` for those that ask what the GPU has free.
 """
 
 from __future__ import annotations
