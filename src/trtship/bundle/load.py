@@ -51,6 +51,7 @@ class BundleSession(Session):
         m = bundle.manifest
         self.inputs, self.outputs, self.ranges = m.plan_inputs, m.plan_outputs, m.ranges
         self.runtime = f"{session.runtime}: {why}"
+        self.steady_after, self.workers = session.steady_after, session.workers
         same = (session.inputs, session.outputs) == (self.inputs, self.outputs)
         self._checks = not (same and dict(session.ranges) == dict(self.ranges))
         """Whether the arrays are to be checked here: else what runs them does so."""
