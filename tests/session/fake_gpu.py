@@ -57,8 +57,10 @@ class FakeCuda:
     def selected(self) -> Iterator[None]:
         yield
 
-    def free_memory(self) -> int:
+    def settle(self) -> None:
         self.synchronize(0)
+
+    def free_memory(self) -> int:
         return self.room - self.used
 
     def _handle(self) -> int:

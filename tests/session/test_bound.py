@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from fake_gpu import FEATURES, GPU, FakeContext, FakeCuda, FakeEngine, FakeFamily, array_at
 
-from trtship.errors import DeviceError
+from trtship.errors import DeviceError, GpuFaultError
 from trtship.session import bound
 from trtship.session.bound import BoundPlan
 
@@ -45,6 +45,17 @@ def test_it_runs_on_the_callers_memory_in_the_narrowest_profile(
     plan.close()
     assert engine.closed
     assert len(engine.contexts) == 1
+
+
+def test_what_cuda_has_lost_is_left_as_it_is(fakes: tuple[FakeCuda, FakeEngine]) -> None:
+    cuda, engine = fakes
+    family: Any = FakeFamily(engine)
+    plan = BoundPlan(b"plan", family, {"x": (4, FEATURES)})
+    cuda.fault = True
+    with pytest.raises(GpuFaultError):
+        plan.close()
+    assert not engine.closed
+    assert not engine.contexts[0].closed
 
 
 @pytest.mark.parametrize("fails", ["create_context", "set_shapes", "narrowest"])

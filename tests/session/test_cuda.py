@@ -33,6 +33,7 @@ CALLS: dict[str, Callable[[Cuda], Any]] = {
     "create_stream": lambda c: c.create_stream(),
     "destroy_stream": lambda c: c.destroy_stream(0x1000),
     "synchronize": lambda c: c.synchronize(0),
+    "settle": lambda c: c.settle(),
     "is_capturing": lambda c: c.is_capturing(0),
     "create_event": lambda c: c.create_event(),
     "destroy_event": lambda c: c.destroy_event(0x1000),

@@ -79,11 +79,60 @@ def test_warm_up_makes_all_that_is_made_at_first_use(opens: Opens) -> None:
     assert len(engine.contexts) == contexts
 
 
-def test_warm_up_does_with_the_contexts_that_there_is_room_for(opens: Opens) -> None:
-    session, _, engine = opens(memory_limit=12)  # of 1 MiB the engine, of 8 MiB a context for 8 rows
-    session.warm_up([8])
-    assert [context.profile for context in engine.contexts].count(2) == 1
-    np.testing.assert_array_equal(session.infer({"x": rows(8)})["y"], right(rows(8)))
+@pytest.mark.parametrize(("limit", "sizes"), [(12, [8]), (18, [8, 4]), (24, [1, 4, 8])])
+def test_warm_up_does_with_the_contexts_that_there_is_room_for(opens: Opens, limit: float, sizes: list[int]) -> None:
+    """1 MiB is the engine's, n of them a context's for n rows: there is room for those of one lane."""
+    session, cuda, _ = opens(memory_limit=limit)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # no smaller parts
+        for _ in range(3):
+            session.warm_up(sizes)
+            for n in sizes:
+                assert steps(cuda, lambda n=n: session.infer({"x": rows(n)})) == ["launch"]  # type: ignore[misc]
+
+
+def test_warm_up_ends_beside_callers_who_never_rest(opens: Opens) -> None:
+    session, _, _ = opens()
+    ends, x = threading.Event(), rows(4)
+
+    def calls() -> None:
+        while not ends.is_set():
+            session.infer({"x": x})
+
+    callers = [threading.Thread(target=calls) for _ in range(3)]
+    for caller in callers:
+        caller.start()
+    warming = threading.Thread(target=session.warm_up, args=([4, 8],))
+    warming.start()
+    warming.join(20)
+    ended = not warming.is_alive()
+    ends.set()
+    for thread in (*callers, warming):
+        thread.join()
+    assert ended
+
+
+def test_a_closed_session_is_not_warmed(opens: Opens) -> None:
+    session, _, _ = opens()
+    session.close()
+    with pytest.raises(InputError, match="closed"):
+        session.warm_up([4])
+
+
+def test_smaller_parts_of_tensors_on_the_gpu_are_learned_first(opens: Opens) -> None:
+    """Nobody has run a piece of four rows when memory runs out under one of eight."""
+    session, _, engine = opens()
+    engine.kernels.held = b"kernels"
+    session.infer({"x": rows(4)})
+    session.close()
+    session, _, _ = opens(memory_limit=12)  # which makes no context before the first call: kernels were kept
+    session.infer({"x": OnGpu(rows(8))})
+    session._rig.ledger.limit = 6  # the GPU has filled up
+    session._runs.trim()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        found = session.infer({"x": OnGpu(rows(8))})["y"]
+    np.testing.assert_array_equal(array_at(found.address, found.shape), right(rows(8)))
 
 
 def test_a_ring_takes_no_place_of_what_serves_all_calls_of_a_size(opens: Opens) -> None:
@@ -477,7 +526,7 @@ def test_kernels_that_cannot_be_serialized_keep_no_memory(opens: Opens, monkeypa
     session.infer({"x": rows(4)})
 
     def fails() -> bytes:
-        raise DeviceError("TensorRT could not serialize its kernels")
+        raise RuntimeError("bad allocation")  # as pybind11 has it
 
     monkeypatch.setattr(engine.kernels, "serialized", fails)
     session.close()

@@ -95,7 +95,7 @@ class BundleSession(Session):
             yield self._unwrap(outputs)
 
     def warm_up(self, batches: Sequence[int] | None = None) -> None:
-        self._session.warm_up(batches) if not self._checks else super().warm_up(batches)
+        self._session.warm_up(batches)
 
     @property
     def memory(self) -> Memory:

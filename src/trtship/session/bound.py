@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from trtship.errors import GpuFaultError
 from trtship.family import Family
 from trtship.family.context import Context
 from trtship.family.profiles import narrowest
 from trtship.session.cuda import Cuda
 from trtship.session.device import gpu_at
 from trtship.session.kernel_store import KernelStore
+from trtship.session.leak import leak
 
 
 class BoundPlan:
@@ -51,6 +53,9 @@ class BoundPlan:
                     self._cuda.destroy_stream(stream)
                 self.output_shapes = self._context.set_shapes(shapes)
                 self._keep()
+            except GpuFaultError:
+                leak(self._context, self._engine)
+                raise
             except BaseException:
                 self._free()
                 raise
@@ -62,8 +67,14 @@ class BoundPlan:
         self._context.execute(addresses, stream)
 
     def close(self) -> None:
-        """Once nothing of it runs any more, and every graph of it is destroyed."""
+        """Once nothing of it runs any more, and every graph of it is destroyed. Raises GpuFaultError, and leaves all as
+        it is, where CUDA is lost."""
         with self._cuda.selected():
+            try:
+                self._cuda.settle()
+            except GpuFaultError:
+                leak(self._context, self._engine)
+                raise
             self._keep()
             self._free()
 

@@ -110,6 +110,10 @@ class Cuda:
         """Wait until all that was enqueued on a stream is done; errors of that work are told here."""
         self._check(self._rt.cudaStreamSynchronize(stream))
 
+    def settle(self) -> None:
+        """Wait until all that anybody in this process enqueued on the device is done; errors of it are told here."""
+        self._check(self._rt.cudaDeviceSynchronize())
+
     def is_capturing(self, stream: int) -> bool:
         """Whether what is enqueued on this stream goes into somebody's CUDA graph."""
         return bool(int(self._check(self._rt.cudaStreamIsCapturing(stream))))

@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
+STARVED = 0.005
+"""Seconds of waiting after which a thread comes before all that come later. Until then whoever is there first is
+served: a thread that is at work already need not wake up."""
 
 
 class PoolClosedError(RuntimeError):
     """Nobody is given anything any more."""
+
+
+class _Waiting(Generic[T]):
+    """One who waits, since when, and what was put by for it."""
+
+    __slots__ = ("given", "since")
+
+    def __init__(self) -> None:
+        self.since, self.given = time.monotonic(), list[T]()
 
 
 class Pool(Generic[T]):
@@ -23,6 +36,7 @@ class Pool(Generic[T]):
     def __init__(self, make: Callable[[], T], *, most: int) -> None:
         self._make, self.most = make, most
         self._free: list[T] = []
+        self._waiting: list[_Waiting[T]] = []  # who came first, first
         self._made = 0
         self._closed = False
         self._change = threading.Condition(threading.Lock())
@@ -39,29 +53,64 @@ class Pool(Generic[T]):
     def take(self) -> T:
         """Raises PoolClosedError."""
         with self._change:
-            while not self._free:
-                if self._closed:
-                    raise PoolClosedError
-                if self._made < self.most:
-                    self._made += 1
-                    break
-                self._change.wait()
-            else:
-                if self._closed:
-                    raise PoolClosedError
+            if self._closed:
+                raise PoolClosedError
+            if self._free and self._starved() is None:
                 return self._free.pop()
+            thing = self._wait()
+            if thing is not None:
+                return thing
         try:
             return self._make()
         except BaseException:
             with self._change:
                 self._made -= 1
-                self._change.notify()
+                self._change.notify_all()
             raise
+
+    def _wait(self) -> T | None:
+        """Until there is one; None where one is to be made, and is counted already."""
+        mine = _Waiting[T]()
+        self._waiting.append(mine)
+        try:
+            while True:
+                if mine.given:
+                    return mine.given.pop()
+                if self._closed:
+                    raise PoolClosedError
+                first = self._starved()
+                if first is None or first is mine:
+                    if self._free:
+                        return self._free.pop()
+                    if self._made < self.most:
+                        self._made += 1
+                        return None
+                elif self._free:  # this thread was woken for it, and another has waited for longer
+                    first.given.append(self._free.pop())
+                    self._change.notify_all()
+                self._change.wait()
+        finally:
+            self._waiting.remove(mine)
+            if mine.given:
+                self._free += mine.given
+                self._change.notify_all()
+
+    def _starved(self) -> _Waiting[T] | None:
+        """Who has waited for too long, the longest of them, and has nothing put by."""
+        if not self._waiting:
+            return None
+        first = next((one for one in self._waiting if not one.given), None)
+        return first if first is not None and time.monotonic() - first.since > STARVED else None
 
     def give(self, thing: T) -> None:
         with self._change:
-            self._free.append(thing)
-            self._change.notify_all() if self._closed else self._change.notify()
+            first = self._starved()
+            if first is None:
+                self._free.append(thing)
+                self._change.notify_all() if self._closed else self._change.notify()
+            else:
+                first.given.append(thing)
+                self._change.notify_all()
 
     def idle(self) -> list[T]:
         """Take all that nobody holds; `give` each back."""

@@ -118,6 +118,8 @@ class Runs:
     ) -> None:
         with self._lanes.one() as lane:
             lane.settle()
+            for step in plan.steps:  # a plan of smaller parts has pieces that nobody has run
+                lane.context(step.piece)
             for step in plan.steps:
                 lane.run(step.piece, plan.inputs_of(step, ins), plan.outputs_of(step, outs), stream, poison=poison)
             if call.kind.keeps:
@@ -179,21 +181,25 @@ class Runs:
             lane.run_on_host(step.piece, some, parts, poison=poison)
         return results
 
-    def warm(self, call: Call, arrays: list[Array]) -> None:
-        """Run a call on arrays of the host in every lane that memory has room for, until graphs replay it. One at a
-        time may do so: it holds all lanes."""
-        views, lanes = [call.kind.host(array) for array in arrays], list[Lane]()
+    def warm(self, calls: list[tuple[Call, list[Array]]]) -> None:
+        """Run calls on arrays of the host until graphs replay them: first as any caller would, then in each lane in
+        turn, as far as memory goes. One thread at a time may do so: it holds all lanes at last."""
+        works = [(call, [call.kind.host(array) for array in arrays]) for call, arrays in calls]
         with self._cuda.selected():
-            self._attempt(call, partial(self._through_lane, call, views, None, False))
+            for call, views in works:
+                for _ in range(WARM):
+                    self._attempt(call, partial(self._through_lane, call, views, None, False))
+            lanes = [self._lanes.take()]  # the one that was used last, and is warm
             try:
                 while len(lanes) < self._lanes.most:
                     lanes.append(self._lanes.take())
-                    for _ in range(WARM):
-                        self._on_lane(lanes[-1], call, views, None, False, call.plan)
+                    for call, views in works:
+                        for _ in range(WARM):
+                            self._on_lane(lanes[-1], call, views, None, False, call.plan)
             except GpuMemoryError:
-                pass  # the other contexts are made when they are needed, and memory is found for them
+                lanes[-1].trim()  # what a lane is half ready for is others' memory
             finally:
-                for lane in lanes:
+                for lane in reversed(lanes):  # the warm one is handed out first again
                     self._lanes.give(lane)
 
     def _empty(self, call: Call, plan: Plan) -> list[np.ndarray[Any, Any]]:

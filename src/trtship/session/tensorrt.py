@@ -143,11 +143,10 @@ class TensorRTSession(Session):
         return await super().ainfer(feeds, out=out)
 
     def warm_up(self, batches: Sequence[int] | None = None) -> None:
-        """As of any session, in every context that memory has room for."""
-        with self._warming:  # whoever waits here holds none of them
-            for feeds in self._zeros(batches):
-                call, arrays = self._call(feeds)
-                self._guarded(partial(self._runs.warm, call, arrays))
+        """As of any session, in every context that memory has room for. Calls of other threads wait meanwhile."""
+        calls = [self._call(feeds) for feeds in self._zeros(batches)]
+        with self._warming:  # whoever waits here holds no context
+            self._guarded(partial(self._runs.warm, calls))
 
     def layer_times(self, feeds: Mapping[str, Array], *, runs: int = 20) -> dict[str, float]:
         """Milliseconds of each layer, the median of `runs`, by its name in the engine inspector; `feeds` as for
@@ -258,8 +257,8 @@ class TensorRTSession(Session):
 
     def _free(self, lanes: list[Lane]) -> None:
         with self._cuda.selected():
-            self._cuda.free_memory()  # tells whether CUDA still works, before TensorRT is asked anything
-            with suppress(TrtshipError):
+            self._cuda.settle()  # tells whether CUDA still works, before TensorRT is asked anything
+            with suppress(Exception):  # kernels that cannot be kept are compiled again
                 self._keeper.last()  # while the contexts have them
             self._runs.free(lanes)
             self._engine.close()
