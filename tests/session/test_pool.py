@@ -121,3 +121,42 @@ def test_closing_waits_for_who_holds_one_and_ends_the_waiting_of_others(wait: fl
     assert ended[3:] == ["all [0]"]
     with pytest.raises(PoolClosedError):
         pool.take()
+
+
+def test_fewer_from_now_on_retires_what_is_given_back() -> None:
+    retired = list[int]()
+    pool = Pool(count().__next__, most=3, retire=retired.append)
+    held = [pool.take() for _ in range(3)]
+    assert pool.shrink()
+    assert retired == []  # all are in use
+    pool.give(held[1])
+    assert (retired, pool.most) == ([1], 2)
+    pool.give(held[0])
+    pool.give(held[2])
+    assert retired == [1]
+    assert pool.shrink()  # one that nobody holds goes at once
+    assert len(retired) == 2
+    assert not pool.shrink()
+    assert pool.take() not in retired
+    ended = threading.Thread(target=pool.close)
+    ended.start()
+    pool.give(next(iter({0, 1, 2} - set(retired))))
+    ended.join(10)
+    assert not ended.is_alive()
+
+
+def test_one_that_was_made_alone_is_the_last() -> None:
+    pool = Pool(count().__next__, most=3)
+    assert not pool.shrink()
+    pool.give(pool.take())
+    assert not pool.shrink()
+    assert pool.most == 3
+
+
+def test_those_retired_are_among_all_that_were_made() -> None:
+    pool = Pool(count().__next__, most=2)
+    held = [pool.take(), pool.take()]
+    for thing in held:
+        pool.give(thing)
+    assert pool.shrink()
+    assert sorted(pool.close()) == [0, 1]

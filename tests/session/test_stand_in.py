@@ -457,6 +457,45 @@ def test_arrays_of_the_gpu_and_streams_of_batches_run_in_parts_too(opens: Opens)
     kept.clear()
 
 
+@pytest.mark.parametrize("sizes", [[8], [8, 4], [1, 8, 3]])
+def test_where_one_context_has_room_callers_take_turns(
+    opens: Opens, sizes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory for one lane's contexts, and threads that meet: nobody is refused, and no batch is cut."""
+    session, _, engine = opens(memory_limit=2 + sum(sizes if 3 not in sizes else [1, 8, 8]), max_contexts=3)
+    execute = FakeContext.execute
+
+    def slow(context: FakeContext, addresses: Any, stream: int) -> None:
+        time.sleep(0.002)
+        execute(context, addresses, stream)
+
+    monkeypatch.setattr(FakeContext, "execute", slow)
+    wrong: list[object] = []
+
+    def work(seed: int) -> None:
+        for turn in range(40):
+            x = rows(sizes[(turn + seed) % len(sizes)], seed)
+            try:
+                given = OnGpu(x) if (turn + seed) % 2 else x
+                found = session.infer({"x": given})["y"]
+                values = found if isinstance(found, np.ndarray) else array_at(found.address, found.shape)
+                wrong.extend([] if np.array_equal(values, right(x)) else [seed])
+            except Exception as error:
+                wrong.append(error)
+
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        threads = [threading.Thread(target=work, args=(seed,)) for seed in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert wrong == []
+    assert not any("parts of at most" in str(one.message) for one in told)
+    session.close()
+    assert engine.closed
+
+
 def test_what_fits_in_no_part_is_an_error_that_names_the_limit(opens: Opens) -> None:
     with pytest.raises(GpuMemoryError, match="memory limit") as caught:
         opens(memory_limit=3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from trtship.errors import DeviceError, GpuFaultError, GpuMemoryError
@@ -208,6 +209,11 @@ class Lane:
         self.held = None
         self._shelf.clear()
         self._holdings.free()
+
+    def give_up(self) -> None:
+        """Free what it has: it will not be used any more. Where CUDA is lost, whoever calls next is told."""
+        with suppress(GpuFaultError):
+            self.trim()
 
     def close(self) -> None:
         self.trim()

@@ -30,12 +30,15 @@ class _Waiting(Generic[T]):
 class Pool(Generic[T]):
     """At most `most` of what `make` makes; whoever finds none free waits. Safe from any thread.
 
-    The one that was used last is handed out first: what it has at hand is warm.
+    The one that was used last is handed out first: what it has at hand is warm. Where there come to be fewer
+    (`shrink`), `retire` is called with each that is handed out no more, by whoever gives it back.
     """
 
-    def __init__(self, make: Callable[[], T], *, most: int) -> None:
-        self._make, self.most = make, most
+    def __init__(self, make: Callable[[], T], *, most: int, retire: Callable[[T], None] = lambda thing: None) -> None:
+        self._make, self._retire, self.most = make, retire, most
         self._free: list[T] = []
+        self._retired: list[T] = []
+        self._retiring = 0
         self._waiting: list[_Waiting[T]] = []  # who came first, first
         self._made = 0
         self._closed = False
@@ -104,13 +107,34 @@ class Pool(Generic[T]):
 
     def give(self, thing: T) -> None:
         with self._change:
-            first = self._starved()
-            if first is None:
+            surplus = self._made - self._retiring > self.most
+            if surplus:
+                self._retiring += 1
+            elif (first := self._starved()) is None:
                 self._free.append(thing)
                 self._change.notify_all() if self._closed else self._change.notify()
             else:
                 first.given.append(thing)
                 self._change.notify_all()
+        if surplus:
+            try:
+                self._retire(thing)
+            finally:
+                with self._change:
+                    self._made, self._retiring = self._made - 1, self._retiring - 1
+                    self._retired.append(thing)
+                    self._change.notify_all()
+
+    def shrink(self) -> bool:
+        """One fewer than were made from now on; False where that would be none."""
+        with self._change:
+            made = min(self._made - self._retiring, self.most)
+            if made <= 1:
+                return False
+            self.most = made - 1
+        for thing in self.idle():
+            self.give(thing)
+        return True
 
     def idle(self) -> list[T]:
         """Take all that nobody holds; `give` each back."""
@@ -125,6 +149,6 @@ class Pool(Generic[T]):
             self._change.notify_all()
             while len(self._free) < self._made:
                 self._change.wait()
-            free, self._free = self._free, []
+            free, self._free, self._retired = self._free + self._retired, [], []
             self._made = 0
             return free

@@ -275,8 +275,8 @@ class Runs:
                 lane.context(step.piece)
 
     def _attempt(self, call: Call, work: Callable[[Plan], T]) -> T:
-        """Do the work by the call's plan; where memory runs out, by one that takes less. Raises GpuMemoryError where
-        nothing takes less."""
+        """Do the work by the call's plan; where memory runs out, in turn with other calls, and then by a plan that
+        takes less. Raises GpuMemoryError where nothing takes less."""
         relieved = False
         while True:
             plan: Plan = call.plan
@@ -286,6 +286,13 @@ class Runs:
                 if not relieved and self._reliefs < RELIEFS:
                     relieved = True
                     self._reliefs += 1
+                    self.trim()
+                    continue
+                if self._lanes.shrink():
+                    self._rig.say(
+                        "contexts",
+                        f"at most {self._lanes.most} calls run at once from now on: {error.what} ({error.why})",
+                    )
                     self.trim()
                     continue
                 self._relieve(call, error)

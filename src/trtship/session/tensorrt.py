@@ -49,7 +49,8 @@ class TensorRTSession(Session):
 
     It may be called from any number of threads: `max_contexts` calls run at once, each in an execution context with
     memory of its own, and others wait. A context keeps at most `graphs` CUDA graphs (0: none). `memory_limit` bounds,
-    in MiB, what `memory` counts of the GPU's memory. Where memory runs out a batch is run in smaller parts.
+    in MiB, what `memory` counts of the GPU's memory. Where memory runs out fewer calls run at once, and where that is
+    not enough a batch is run in smaller parts.
 
     Raises DependencyError (no cuda-bindings), DeviceError (no GPU, or one that the plan does not fit), GpuMemoryError.
     """
@@ -97,7 +98,7 @@ class TensorRTSession(Session):
             on_kernels=self._keeper,
         )
         self._plans = Plans(self.inputs, self.outputs, self.ranges, self._engine)
-        self._lanes: Pool[Lane] = Pool(partial(Lane, rig), most=max(1, max_contexts))
+        self._lanes: Pool[Lane] = Pool(partial(Lane, rig), most=max(1, max_contexts), retire=Lane.give_up)
         self._runs = Runs(rig, self._lanes, self._plans, self._pipes)
         try:
             rig.ledger.take("engine", self._engine.size)
