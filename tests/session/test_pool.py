@@ -160,3 +160,24 @@ def test_those_retired_are_among_all_that_were_made() -> None:
         pool.give(thing)
     assert pool.shrink()
     assert sorted(pool.close()) == [0, 1]
+
+
+def test_who_holds_all_that_there_may_be_does_not_wait_for_another() -> None:
+    pool, found = Pool(count().__next__, most=3), list[object]()
+    held = [pool.take() for _ in range(3)]
+
+    def all_of_them() -> None:
+        mine = [pool.take()]
+        while (one := pool.another(len(mine))) is not None:
+            mine.append(one)
+        found.append(len(mine))
+
+    collecting = threading.Thread(target=all_of_them)
+    collecting.start()
+    pool.give(held[0])  # it has one, and waits for two more
+    time.sleep(0.05)
+    assert pool.shrink()
+    pool.give(held[1])
+    assert pool.shrink()  # and now for none
+    collecting.join(10)
+    assert found == [1]

@@ -18,6 +18,10 @@ class PoolClosedError(RuntimeError):
     """Nobody is given anything any more."""
 
 
+class _AllHeldError(Exception):
+    """Whoever waits holds all that there may be."""
+
+
 class _Waiting(Generic[T]):
     """One who waits, since when, and what was put by for it."""
 
@@ -53,14 +57,22 @@ class Pool(Generic[T]):
         finally:
             self.give(thing)
 
-    def take(self) -> T:
+    def another(self, held: int) -> T | None:
+        """One more for who holds so many already; None once that is as many as there may be. One thread at a time may
+        hold more than one."""
+        try:
+            return self.take(held)
+        except _AllHeldError:
+            return None
+
+    def take(self, held: int = 0) -> T:
         """Raises PoolClosedError."""
         with self._change:
             if self._closed:
                 raise PoolClosedError
             if self._free and self._starved() is None:
                 return self._free.pop()
-            thing = self._wait()
+            thing = self._wait(held)
             if thing is not None:
                 return thing
         try:
@@ -71,7 +83,7 @@ class Pool(Generic[T]):
                 self._change.notify_all()
             raise
 
-    def _wait(self) -> T | None:
+    def _wait(self, held: int) -> T | None:
         """Until there is one; None where one is to be made, and is counted already."""
         mine = _Waiting[T]()
         self._waiting.append(mine)
@@ -81,6 +93,8 @@ class Pool(Generic[T]):
                     return mine.given.pop()
                 if self._closed:
                     raise PoolClosedError
+                if held >= self.most:  # there may have come to be fewer while it waited
+                    raise _AllHeldError
                 first = self._starved()
                 if first is None or first is mine:
                     if self._free:
@@ -132,6 +146,7 @@ class Pool(Generic[T]):
             if made <= 1:
                 return False
             self.most = made - 1
+            self._change.notify_all()
         for thing in self.idle():
             self.give(thing)
         return True

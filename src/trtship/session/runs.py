@@ -191,11 +191,11 @@ class Runs:
                     self._attempt(call, partial(self._through_lane, call, views, None, False))
             lanes = [self._lanes.take()]  # the one that was used last, and is warm
             try:
-                while len(lanes) < self._lanes.most:
-                    lanes.append(self._lanes.take())
+                while (lane := self._lanes.another(len(lanes))) is not None:
+                    lanes.append(lane)
                     for call, views in works:
                         for _ in range(WARM):
-                            self._on_lane(lanes[-1], call, views, None, False, call.plan)
+                            self._on_lane(lane, call, views, None, False, call.plan)
             except GpuMemoryError:
                 lanes[-1].trim()  # what a lane is half ready for is others' memory
             finally:
