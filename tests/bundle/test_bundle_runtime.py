@@ -15,7 +15,7 @@ import trtship
 from deployed import copy_of
 from trtship.bundle import Bundle, runtime
 from trtship.bundle.bundle import write_manifest
-from trtship.errors import DependencyError, DeviceError, SpecError
+from trtship.errors import DependencyError, DeviceError, InputError, SpecError
 from trtship.family import installed_families
 from trtship.gpu import Gpu
 from trtship.session.base import Session
@@ -80,6 +80,18 @@ def test_contexts_memory_and_graphs_are_the_sessions(deployed: Deployed, stand_i
 def test_wrong_ways_to_run_a_plan_are_the_users_mistake(deployed: Deployed, wrong: dict[str, Any]) -> None:
     with pytest.raises(SpecError, match="no way to run a plan"):
         trtship.load(deployed("colours", "fp16"), **wrong)
+
+
+def test_a_device_that_is_no_number_is_told(deployed: Deployed) -> None:
+    device: Any = "0"
+    with pytest.raises(SpecError, match="'0' is no GPU"):
+        trtship.load(deployed("colours", "fp16"), device=device)
+
+
+@pytest.mark.parametrize("batches", [8, ["8"]])
+def test_what_are_no_batch_sizes_cannot_be_warmed(deployed: Deployed, batches: Any) -> None:
+    with trtship.load(deployed("colours", "fp16")) as session, pytest.raises(InputError, match="takes batch sizes"):
+        session.warm_up(batches)
 
 
 def test_a_plan_that_does_not_fit_is_rebuilt_once_and_remembered(

@@ -189,6 +189,8 @@ def _check_place(runtime: str, device: int) -> None:
         raise SpecError(
             f"{runtime!r} is no runtime", why=f"there are {', '.join(get_args(Runtime))}", do="name one of them"
         )
+    if not isinstance(device, int):
+        raise SpecError(f"{device!r} is no GPU", why="GPUs are counted from 0", do="pass its number, such as device=1")
     if device < 0:
         raise DeviceError(
             f"there is no GPU {device} here", why="they are counted from 0", do="trtship doctor lists them"
@@ -228,9 +230,9 @@ def load(
     rows once before it is yours (`needs_first_check`).
 
     A plan runs at most `max_contexts` calls at once, each with activation memory of its own. `memory_limit` bounds the
-    GPU memory that it takes, in MiB (`session.memory` tells it); where memory runs out, batches are run in smaller
-    parts, and a RuntimeWarning says so. `graphs` is how many CUDA graphs a context keeps, 0 for none. onnxruntime heeds
-    none of the three.
+    GPU memory that it takes, in MiB (`session.memory` tells it); where memory runs out, fewer calls run at once, or
+    batches in smaller parts, and a RuntimeWarning says so. `graphs` is how many CUDA graphs a context keeps, 0 for
+    none. onnxruntime heeds none of the three.
 
     With `verify_key`, the PEM file of a public key, or `verify_certificates`, the bundle must bear a valid signature
     (`trtship sign`), which is checked before anything else.

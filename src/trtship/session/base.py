@@ -116,12 +116,19 @@ class Session(ABC):
 
     def warm_up(self, batches: Sequence[int] | None = None) -> None:
         """Run zeros at these batch sizes (default: the one that is optimized for) until all that is made at first use
-        is there: contexts, buffers, CUDA graphs. Other sizes that are dynamic are those optimized for."""
+        is there: contexts, buffers, CUDA graphs. Other sizes that are dynamic are those optimized for. Raises
+        InputError."""
         for feeds in self._zeros(batches):
             for _ in range(1 + self.steady_after):
                 self.infer(feeds)
 
     def _zeros(self, batches: Sequence[int] | None) -> Iterator[dict[str, Array]]:
+        if batches is not None and not (
+            isinstance(batches, Iterable) and all(isinstance(batch, int) for batch in batches)
+        ):
+            raise InputError(
+                "warm_up takes batch sizes", why=f"{batches!r} is no list of them", do="session.warm_up([1, 8, 32])"
+            )
         letter = batch_letter(self.inputs)
         usual = {name: r.opt for name, r in self.ranges.items()}
         for batch in batches if batches is not None else [usual.get(letter or "", 1)]:

@@ -16,7 +16,7 @@ from trtship.session.leak import leak
 
 class BoundPlan:
     """One context of a plan, of the narrowest profile that takes `shapes` (each input's), as a `TensorRTSession` has it
-    for a call of that size. For one thread at a time. `output_shapes` is what the outputs have then.
+    for a call of that size, on the first GPU. For one thread at a time. `output_shapes` is what the outputs have then.
 
     `plan` must be bytes whose hash was checked: deserializing runs code. `tf32` is as the plan was built. `is_settled`
     says that TensorRT compiles no other kernels for it in the background, by which it would become faster later on.
@@ -31,14 +31,12 @@ class BoundPlan:
         family: Family,
         shapes: Mapping[str, tuple[int, ...]],
         *,
-        device: int = 0,
         tf32: bool = True,
-        digest: str | None = None,
     ) -> None:
-        gpu = gpu_at(device)
-        self._cuda = Cuda(device)
+        gpu = gpu_at(0)
+        self._cuda = Cuda(0)
         variables = family.environment(tf32=tf32)
-        self._kernels = KernelStore(plan, gpu, runtime=str(family), variables=variables, digest=digest)
+        self._kernels = KernelStore(plan, gpu, runtime=str(family), variables=variables)
         self._context: Context | None = None
         with self._cuda.selected():
             self._engine = family.load(plan, tf32=tf32, kernels=self._kernels.load())

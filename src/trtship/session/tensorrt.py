@@ -28,7 +28,7 @@ from trtship.session.pipe import Pipe
 from trtship.session.plans import Plan, Plans
 from trtship.session.pool import Pool, PoolClosedError
 from trtship.session.rig import Rig
-from trtship.session.runs import Runs
+from trtship.session.runs import WARM, Runs
 from trtship.spec import TensorSpec
 
 LOST = "lost"
@@ -56,7 +56,7 @@ class TensorRTSession(Session):
     """
 
     can_poison = True
-    steady_after = 2
+    steady_after = WARM - 1
 
     def __init__(
         self,
