@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from itertools import count
 
 import pytest
@@ -123,20 +124,37 @@ def test_closing_waits_for_who_holds_one_and_ends_the_waiting_of_others(wait: fl
         pool.take()
 
 
-def test_fewer_from_now_on_retires_what_is_given_back() -> None:
+def in_thread(work: Callable[[], object]) -> tuple[threading.Thread, list[object]]:
+    """A thread at work, and what came of it."""
+    found = list[object]()
+    thread = threading.Thread(target=lambda: found.append(work()), daemon=True)
+    thread.start()
+    return thread, found
+
+
+def until(true: Callable[[], bool]) -> None:
+    ends = time.monotonic() + 30
+    while not true():
+        assert time.monotonic() < ends
+        time.sleep(0.001)
+
+
+def test_fewer_from_now_on_waits_for_one_to_be_given_back_and_retires_it() -> None:
     retired = list[int]()
     pool = Pool(count().__next__, most=3, retire=retired.append)
     held = [pool.take() for _ in range(3)]
-    assert pool.shrink()
-    assert retired == []  # all are in use
+    shrinking, found = in_thread(lambda: pool.shrink(0))
+    until(lambda: pool.most == 2)
+    assert (retired, found) == ([], [])  # all are in use
     pool.give(held[1])
-    assert (retired, pool.most) == ([1], 2)
+    shrinking.join(30)
+    assert (retired, found, pool.retired) == ([1], [True], 1)
     pool.give(held[0])
     pool.give(held[2])
     assert retired == [1]
-    assert pool.shrink()  # one that nobody holds goes at once
+    assert pool.shrink(1)  # one that nobody holds goes at once
     assert len(retired) == 2
-    assert not pool.shrink()
+    assert not pool.shrink(2)
     assert pool.take() not in retired
     ended = threading.Thread(target=pool.close)
     ended.start()
@@ -145,11 +163,86 @@ def test_fewer_from_now_on_retires_what_is_given_back() -> None:
     assert not ended.is_alive()
 
 
+def test_two_who_ask_for_fewer_at_once_retire_one() -> None:
+    """The second is content with what the first has retired, or is about to."""
+    pool, retires = Pool(count().__next__, most=3), threading.Event()
+    pool._retire = lambda thing: retires.wait(30) and None
+    held = [pool.take() for _ in range(3)]
+    asking = [in_thread(lambda: pool.shrink(0)) for _ in range(2)]
+    until(lambda: pool.most == 2)
+    giving = threading.Thread(target=pool.give, args=(held[0],))
+    giving.start()
+    time.sleep(0.02)
+    assert [found for _, found in asking] == [[], []]  # it is given back, and not retired yet
+    retires.set()
+    for thread, _ in asking:
+        thread.join(30)
+    assert [found for _, found in asking] == [[True], [True]]
+    assert (pool.most, pool.retired) == (2, 1)
+    assert pool.shrink(0)  # who failed before that has more room now
+    assert pool.most == 2
+
+
+def test_where_the_last_but_one_is_still_in_use_the_end_is_not_reached() -> None:
+    pool = Pool(count().__next__, most=2)
+    held = [pool.take(), pool.take()]
+    asking = [in_thread(lambda: pool.shrink(0)) for _ in range(2)]
+    until(lambda: pool.most == 1)
+    pool.give(held[0])
+    for thread, found in asking:
+        thread.join(30)
+        assert found == [True]
+    assert not pool.shrink(1)
+
+
+def test_one_that_could_not_be_made_is_not_waited_for() -> None:
+    tries, fails = count(), threading.Event()
+
+    def make() -> int:
+        number = next(tries)
+        if number == 1:
+            fails.wait(30)
+            raise MemoryError
+        return number
+
+    pool = Pool(make, most=2)
+    held = pool.take()
+
+    def take() -> None:
+        with pytest.raises(MemoryError):
+            pool.take()
+
+    making, _ = in_thread(take)
+    until(lambda: next(tries) > 1)
+    shrinking, found = in_thread(lambda: pool.shrink(0))
+    until(lambda: pool.most == 1)
+    fails.set()
+    shrinking.join(30)
+    making.join(30)
+    assert (found, pool.retired) == ([True], 0)
+    pool.give(held)
+    assert pool.close() == [held]
+
+
+def test_closing_ends_the_waiting_for_one_to_be_retired() -> None:
+    pool = Pool(count().__next__, most=2)
+    held = [pool.take(), pool.take()]
+    shrinking, found = in_thread(lambda: pool.shrink(0))
+    until(lambda: pool.most == 1)
+    closing, ended = in_thread(pool.close)
+    shrinking.join(30)
+    assert found == [True]  # and what it tries next tells it
+    for thing in held:
+        pool.give(thing)
+    closing.join(30)
+    assert [sorted(things) for things in ended] == [[0, 1]]
+
+
 def test_one_that_was_made_alone_is_the_last() -> None:
     pool = Pool(count().__next__, most=3)
-    assert not pool.shrink()
+    assert not pool.shrink(0)
     pool.give(pool.take())
-    assert not pool.shrink()
+    assert not pool.shrink(0)
     assert pool.most == 3
 
 
@@ -158,26 +251,30 @@ def test_those_retired_are_among_all_that_were_made() -> None:
     held = [pool.take(), pool.take()]
     for thing in held:
         pool.give(thing)
-    assert pool.shrink()
+    assert pool.shrink(0)
     assert sorted(pool.close()) == [0, 1]
 
 
 def test_who_holds_all_that_there_may_be_does_not_wait_for_another() -> None:
-    pool, found = Pool(count().__next__, most=3), list[object]()
+    pool, has_one = Pool(count().__next__, most=3), threading.Event()
     held = [pool.take() for _ in range(3)]
 
-    def all_of_them() -> None:
+    def all_of_them() -> int:
         mine = [pool.take()]
+        has_one.set()
         while (one := pool.another(len(mine))) is not None:
             mine.append(one)
-        found.append(len(mine))
+        for one in mine:
+            pool.give(one)
+        return len(mine)
 
-    collecting = threading.Thread(target=all_of_them)
-    collecting.start()
-    pool.give(held[0])  # it has one, and waits for two more
-    time.sleep(0.05)
-    assert pool.shrink()
+    collecting, found = in_thread(all_of_them)
+    pool.give(held[0])
+    assert has_one.wait(30)  # and it waits for two more
+    shrinking, _ = in_thread(lambda: pool.shrink(0))
+    until(lambda: pool.most == 2)
     pool.give(held[1])
-    assert pool.shrink()  # and now for none
-    collecting.join(10)
+    shrinking.join(30)
+    assert pool.shrink(1)  # and now for none; it gives back what it has
+    collecting.join(30)
     assert found == [1]

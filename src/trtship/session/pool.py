@@ -139,16 +139,28 @@ class Pool(Generic[T]):
                     self._retired.append(thing)
                     self._change.notify_all()
 
-    def shrink(self) -> bool:
-        """One fewer than were made from now on; False where that would be none."""
+    @property
+    def retired(self) -> int:
+        """How many were retired so far."""
+        return len(self._retired)
+
+    def shrink(self, retired: int) -> bool:
+        """Wait until one more is retired than `retired` are: the most is one fewer than were made from now on, unless
+        one was retired since, or is about to be. False where none would be left. The caller holds none, or it would
+        wait for itself."""
         with self._change:
-            made = min(self._made - self._retiring, self.most)
-            if made <= 1:
-                return False
-            self.most = made - 1
-            self._change.notify_all()
+            if self._closed or len(self._retired) > retired:
+                return True
+            if self._made <= self.most:
+                if self._made <= 1:
+                    return False
+                self.most = self._made - 1
+                self._change.notify_all()
         for thing in self.idle():
             self.give(thing)
+        with self._change:  # one that was about to be made may have failed, and is none to be retired
+            while self._made > self.most and len(self._retired) <= retired and not self._closed:
+                self._change.wait()
         return True
 
     def idle(self) -> list[T]:

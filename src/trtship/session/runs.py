@@ -23,7 +23,8 @@ T = TypeVar("T")
 WARM = 3
 """Runs of a size on a lane: eagerly, captured, replayed."""
 RELIEFS = 3
-"""How often contexts and graphs are given up for others before batches are made smaller."""
+"""How often contexts and graphs are given up for others before fewer calls run at once, and then before batches are
+made smaller."""
 
 
 class Runs:
@@ -91,7 +92,7 @@ class Runs:
                     why="it replays graphs of its own, whose memory it exchanges and frees as it goes",
                     do="call it beside your graph",
                 )
-            self._attempt(call, self._learned)
+            self._learn(call)
             taken = [kind.address(array, stream, cuda) for array in arrays]
             if given is not None:
                 rooms = [(array, kind.address(array, stream, cuda)[0]) for array in given]
@@ -114,16 +115,15 @@ class Runs:
         return work
 
     def _enqueue(
-        self, call: Call, ins: Addresses, outs: Addresses, stream: int, held: Any, poison: bool, plan: Plan
+        self, call: Call, ins: Addresses, outs: Addresses, stream: int, held: Any, poison: bool, lane: Lane, plan: Plan
     ) -> None:
-        with self._lanes.one() as lane:
-            lane.settle()
-            for step in plan.steps:  # a plan of smaller parts has pieces that nobody has run
-                lane.context(step.piece)
-            for step in plan.steps:
-                lane.run(step.piece, plan.inputs_of(step, ins), plan.outputs_of(step, outs), stream, poison=poison)
-            if call.kind.keeps:
-                lane.hold(held)
+        lane.settle()
+        for step in plan.steps:  # a plan of smaller parts has pieces that nobody has run
+            lane.context(step.piece)
+        for step in plan.steps:
+            lane.run(step.piece, plan.inputs_of(step, ins), plan.outputs_of(step, outs), stream, poison=poison)
+        if call.kind.keeps:
+            lane.hold(held)
 
     def _own_stream(self) -> int:
         """For arrays of packages that have no current stream."""
@@ -144,7 +144,7 @@ class Runs:
             views = [kind.host(array) for array in arrays]
             targets = None if given is None else [kind.host(array) for array in given]
             with self._cuda.selected():
-                results = self._attempt(call, partial(self._through_lane, call, views, targets, poison))
+                results = self._attempt(call, partial(self._on_lane, call, views, targets, poison))
             if given is not None:
                 return dict(zip(self._names, given, strict=True))
             return {
@@ -154,19 +154,13 @@ class Runs:
 
         return work
 
-    def _through_lane(
-        self, call: Call, views: list[np.ndarray[Any, Any]], targets: list[Any] | None, poison: bool, plan: Plan
-    ) -> list[np.ndarray[Any, Any]]:
-        with self._lanes.one() as lane:
-            return self._on_lane(lane, call, views, targets, poison, plan)
-
     def _on_lane(
         self,
-        lane: Lane,
         call: Call,
         views: list[np.ndarray[Any, Any]],
         targets: list[Any] | None,
         poison: bool,
+        lane: Lane,
         plan: Plan,
     ) -> list[np.ndarray[Any, Any]]:
         lane.settle()
@@ -188,14 +182,14 @@ class Runs:
         with self._cuda.selected():
             for call, views in works:
                 for _ in range(WARM):
-                    self._attempt(call, partial(self._through_lane, call, views, None, False))
+                    self._attempt(call, partial(self._on_lane, call, views, None, False))
             lanes = [self._lanes.take()]  # the one that was used last, and is warm
             try:
                 while (lane := self._lanes.another(len(lanes))) is not None:
                     lanes.append(lane)
                     for call, views in works:
                         for _ in range(WARM):
-                            self._on_lane(lane, call, views, None, False, call.plan)
+                            self._on_lane(call, views, None, False, lane, call.plan)
             except GpuMemoryError:
                 lanes[-1].trim()  # what a lane is half ready for is others' memory
             finally:
@@ -257,7 +251,7 @@ class Runs:
     def out_shapes(self, call: Call) -> dict[str, tuple[int, ...]]:
         """The outputs' shapes by name."""
         with self._cuda.selected():
-            self._attempt(call, self._learned)
+            self._learn(call)
         plan: Plan = call.plan
         return dict(zip(self._names, plan.out_shapes, strict=True))
 
@@ -267,39 +261,44 @@ class Runs:
         plan: Plan = call.plan
         return all(step.piece.is_known for step in plan.steps)
 
-    def _learned(self, plan: Plan) -> None:
-        if all(step.piece.is_known for step in plan.steps):
-            return
-        with self._lanes.one() as lane:
-            for step in plan.steps:
-                lane.context(step.piece)
+    def _learn(self, call: Call) -> None:
+        if not self.is_learned(call):
+            self._attempt(call, self._learn_on)
 
-    def _attempt(self, call: Call, work: Callable[[Plan], T]) -> T:
-        """Do the work by the call's plan; where memory runs out, in turn with other calls, and then by a plan that
-        takes less. Raises GpuMemoryError where nothing takes less."""
-        relieved = False
+    @staticmethod
+    def _learn_on(lane: Lane, plan: Plan) -> None:
+        for step in plan.steps:
+            lane.context(step.piece)
+
+    def _attempt(self, call: Call, work: Callable[[Lane, Plan], T]) -> T:
+        """Do the work by the call's plan; where memory runs out, with what others do not use given up for it, in turn
+        with other calls, and then by a plan that takes less. Raises GpuMemoryError where nothing takes less."""
+        relieved = failed = False
         while True:
             plan: Plan = call.plan
+            lanes = self._lanes
+            retired = lanes.retired
             try:
-                return work(plan)
+                with lanes.one() as lane:
+                    if failed:  # what this lane has for other sizes may be what is in the way
+                        lane.trim()
+                    return work(lane, plan)
             except GpuMemoryError as error:
+                failed = True
                 if not relieved and self._reliefs < RELIEFS:
                     relieved = True
                     self._reliefs += 1
-                    self.trim()
-                    continue
-                if self._lanes.shrink():
+                elif lanes.shrink(retired):
+                    relieved, self._reliefs = False, 0
                     self._rig.say(
-                        "contexts",
-                        f"at most {self._lanes.most} calls run at once from now on: {error.what} ({error.why})",
+                        "contexts", f"at most {lanes.most} calls run at once from now on: {error.what} ({error.why})"
                     )
-                    self.trim()
-                    continue
-                self._relieve(call, error)
+                else:
+                    self._smaller(call, error)
+                self.trim()
 
-    def _relieve(self, call: Call, error: GpuMemoryError) -> None:
+    def _smaller(self, call: Call, error: GpuMemoryError) -> None:
         """Make the call's parts smaller, and say so once. Raises GpuMemoryError where they cannot be."""
-        self.trim()
         call.plan = smaller = self._plans.smaller(call, call.plan, error)
         self._rig.say(
             "memory",
