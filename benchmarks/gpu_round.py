@@ -27,10 +27,12 @@ from trtship.gpu import list_gpus
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = "timm/swin_tiny_patch4_window7_224"
+DIGITS = ("examples/digits/model.py:digits_swin", "--checkpoint", "examples/digits/digits.safetensors")
+"""A small plan, which is opened often."""
 WORKERS = 4
 SOAK = 8.0
 """Minutes, where as many are left."""
-STEPS = ("tests", "deploy", "overhead", "warm_start", "leaks", "alone", "soak")
+STEPS = ("tests", "deploy", "overhead", "warm_start", "digits", "leaks", "alone", "soak")
 
 
 @dataclass
@@ -47,7 +49,8 @@ class Round:
         return self.until - time.monotonic()
 
     def command(self, step: str) -> list[str]:
-        bundle, python = str(self.out / "swin.trtship"), sys.executable
+        name, python = "digits" if step in ("digits", "leaks") else "swin", sys.executable
+        bundle = str(self.out / f"{name}.trtship")
         script = [python, str(ROOT / "benchmarks" / f"{'session_overhead' if step == 'overhead' else step}.py"), bundle]
         suite = [python, "-m", "pytest", str(ROOT / "tests" / "gpu"), "-q", "-p", "no:cacheprovider", "-m"]
         match step:
@@ -55,8 +58,9 @@ class Round:
                 return [*suite, "not alone", "-n", str(WORKERS), "--dist", "loadfile"]
             case "alone":
                 return [*suite, "alone"]
-            case "deploy":
-                command = [python, "-m", "trtship", "deploy", MODEL, "--random-weights", "--precision", "fp16"]
+            case "deploy" | "digits":
+                source = DIGITS if step == "digits" else (MODEL, "--random-weights")
+                command = [python, "-m", "trtship", "deploy", *source, "--precision", "fp16"]
                 return [*command, "--batch", "1:8:32", "-o", bundle, "--force"]
             case "soak":
                 minutes = max(0.5, min(SOAK, self.left / 60 - 0.5))

@@ -5,7 +5,7 @@
 On a machine with a GPU that nobody else uses. Each step is done over and over; what is told is how many KiB of the
 process's and of the GPU's memory one time leaves, the first quarter left out. The steps of opening are TensorRT's own
 first (a runtime, an engine, one with kernels that were kept, kernels serialized, a context), so that what is trtship's
-can be told from what is not.
+can be told from what is not; and the same with one kernel cache for all engines, which none of them outlives.
 """
 
 from __future__ import annotations
@@ -72,7 +72,9 @@ class Opening:
         yield "an engine with kernels", lambda _: self.family.load(self.plan, tf32=tf32, kernels=self.kernels).close()
         yield "kernels serialized", lambda _: self.engine.kernels.serialized()
         yield "a context", lambda _: self.context(self.engine)
-        yield "an engine with kernels, and a context", lambda _: self.engine_and_context()
+        yield "an engine with kernels, and a context", lambda _: self.engine_and_context(self.kernels)
+        yield "an engine with a shared kernel cache, and a context", lambda _: self.engine_and_context(b"", shared=True)
+        yield "the same, its kernels serialized", lambda _: self.engine_and_context(b"", shared=True, serialize=True)
         yield "a session", lambda _: self.session(0)
         yield "a session and a call", lambda _: self.session(1)
         yield "a session and a graph", lambda _: self.session(3)
@@ -82,9 +84,13 @@ class Opening:
         self.cuda.synchronize(self.stream)
         del made
 
-    def engine_and_context(self) -> None:
-        engine = self.family.load(self.plan, tf32=self.manifest.precision.tf32, kernels=self.kernels)
+    def engine_and_context(self, kernels: bytes, *, shared: bool = False, serialize: bool = False) -> None:
+        engine = self.family.load(self.plan, tf32=self.manifest.precision.tf32, kernels=kernels)
+        if shared:
+            engine.kernels._cache = self.engine.kernels._cache
         self.context(engine)
+        if serialize:
+            engine.kernels.serialized()
         engine.close()
 
     def session(self, calls: int) -> None:
