@@ -13,8 +13,11 @@ from onnx import numpy_helper
 
 import trtship
 from deployed import BLUE, COLOURS, GREEN, RED, edit_graph, paint
+from trtship.bundle.bundle import Bundle
+from trtship.bundle.debug import debug_bundle
 from trtship.deployment.stages import plan, precision
-from trtship.errors import BuildError, ExportMismatchError, GateError
+from trtship.errors import BuildError, ExportMismatchError, GateError, OutputError, SpecError
+from trtship.spec import as_plain
 
 FROZEN = """
 import torch
@@ -75,6 +78,46 @@ def test_a_wrong_weight_in_the_graph_that_the_plan_is_built_from_fails_its_gate(
     assert verdicts["graph fp16"] == "failed"
     assert verdicts["graph fp32"] == "passed"
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("faulty_precision")
+def test_a_bundle_that_failed_is_kept_where_it_was_asked_for_and_debug_finds_the_node(
+    source: str, tmp_path: Path
+) -> None:
+    kept = tmp_path / "kept" / "b"
+    with pytest.raises(GateError, match=f"trtship debug {kept}") as caught:
+        deploy(source, tmp_path, precision="fp16", keep_failed=kept)
+    assert type(caught.value) is GateError
+    assert not (tmp_path / "out").exists()
+    bundle = Bundle.open(kept)
+    assert as_plain(bundle.manifest.verdicts) == caught.value.evidence
+    assert "failed" in (kept / "report.html").read_text()
+    wrong = debug_bundle(kept).wrong
+    assert wrong is not None
+    assert (wrong.subject, wrong.state) == ("graph fp16", "wrong")
+    assert wrong.located is not None
+    with pytest.raises(OutputError, match="--force replaces it"):
+        deploy(source, tmp_path, precision="fp16", keep_failed=kept)
+    with pytest.raises(GateError):
+        deploy(source, tmp_path, precision="fp16", keep_failed=kept, force=True)
+    assert {path.name for path in kept.parent.iterdir()} == {"b"}
+
+
+def test_where_a_failed_bundle_would_go_is_checked_first(source: str, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years")
+    with pytest.raises(SpecError, match="do not go together"):
+        deploy(source, tmp_path, precision="auto", max_rel_l2=0.1, keep_failed=tmp_path / "kept")
+    with pytest.raises(SpecError, match="the folder of -o"):
+        deploy(source, tmp_path, keep_failed=tmp_path / "out" / "b")
+    with pytest.raises(OutputError, match="is no bundle"):
+        deploy(source, tmp_path, keep_failed=tmp_path / "mine", force=True)
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+
+
+def test_a_deploy_that_passes_keeps_nothing_else(source: str, tmp_path: Path) -> None:
+    deploy(source, tmp_path, precision="fp16", keep_failed=tmp_path / "kept")
+    assert not (tmp_path / "kept").exists()
 
 
 @pytest.mark.usefixtures("faulty_precision")

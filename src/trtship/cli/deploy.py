@@ -26,6 +26,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_quantization(parser)
     parser.add_argument("--labels", metavar="FILE", help="the classes' names, one a line")
     parser.add_argument("--why", action="store_true", help="tell of each stage what changed since its last run")
+    parser.add_argument(
+        "--keep-failed",
+        metavar="FOLDER",
+        help="where a bundle that fails a gate goes, for trtship debug (default: nowhere)",
+    )
     add_output(parser, "the bundle")
 
 
@@ -60,6 +65,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         ),
         arguments.output,
         force=arguments.force,
+        keep_failed=arguments.keep_failed,
         progress=console.progress,
     )
     console.result(result)

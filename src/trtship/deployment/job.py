@@ -16,6 +16,7 @@ from trtship.bundle.verify import check_bundle
 from trtship.cache import Cache
 from trtship.calibrate import DEFAULT_METHOD
 from trtship.deployment.assemble import assemble
+from trtship.deployment.failed import FailedGatesError, FailedPlace
 from trtship.deployment.finish import finish
 from trtship.deployment.making import Made, make_common, make_plan
 from trtship.deployment.options import DeployOptions, recipe_of
@@ -25,7 +26,6 @@ from trtship.deployment.stages import StageResult, Stages
 from trtship.deployment.stages.plan import verify
 from trtship.deployment.way import Way
 from trtship.engine import check_can_build
-from trtship.errors import GateError
 from trtship.family import choose_family
 from trtship.files import whole_folder
 from trtship.passes.registry import ALL
@@ -80,6 +80,7 @@ def deploy(
     candidates: str | None = None,
     time_budget: str | None = None,
     force: bool = False,
+    keep_failed: str | Path | None = None,
     progress: Progress = SILENT,
 ) -> DeployResult:
     """Make a verified bundle at `output` from `source`; the options are those of `trtship deploy --help`.
@@ -94,7 +95,9 @@ def deploy(
     `"entropy"` or `"min-max"`, and `quantize` says which products: `"fused"` those that cost no kernel, `"all"`, or
     `"weights"`, of all of them the weights alone.
 
-    A bundle that stands at `output` and was made from the same recipe is left as it is; any other needs `force`.
+    A bundle that stands at `output` and was made from the same recipe is left as it is; any other needs `force`. One
+    that fails its gates goes to `keep_failed`, with its verdicts, where that is given: for `trtship debug`. A bundle
+    that stands there needs `force`, too.
 
     Raises UserError (and subclasses) for what cannot be done as asked, GateError when the result is not the model,
     MachineError when this machine lacks something. In each case nothing is left at `output` that was not there.
@@ -130,16 +133,22 @@ def deploy(
         candidates=candidates,
         time_budget=time_budget,
     )
-    return run_deploy(options, output, force=force, progress=progress)
+    return run_deploy(options, output, force=force, keep_failed=keep_failed, progress=progress)
 
 
 def run_deploy(
-    options: DeployOptions, output: str | Path, *, force: bool = False, progress: Progress = SILENT
+    options: DeployOptions,
+    output: str | Path,
+    *,
+    force: bool = False,
+    keep_failed: str | Path | None = None,
+    progress: Progress = SILENT,
 ) -> DeployResult:
     """`deploy`, its options already parsed."""
     output = Path(output)
     begun = time.monotonic()
     options.check()
+    kept = None if keep_failed is None else FailedPlace.checked(keep_failed, output, options, force=force)
     source = resolve(options.source.source)
     source.check(options.source)
     check_place(output)
@@ -163,7 +172,7 @@ def run_deploy(
             verdicts, choice = standing.manifest.verdicts, choice_of(standing)
         else:
             progress.note(f"TensorRT: {why}")
-            verdicts, choice = _make(stages, output, begun)
+            verdicts, choice = _make(stages, output, begun, kept)
     return DeployResult(
         bundle=str(output),
         up_to_date=standing is not None,
@@ -175,7 +184,9 @@ def run_deploy(
     )
 
 
-def _make(stages: Stages, output: Path, begun: float) -> tuple[tuple[Verdict, ...], Choice | None]:
+def _make(
+    stages: Stages, output: Path, begun: float, kept: FailedPlace | None
+) -> tuple[tuple[Verdict, ...], Choice | None]:
     options = stages.options
     common = make_common(stages)
     found: Found | None = None
@@ -188,7 +199,11 @@ def _make(stages: Stages, output: Path, begun: float) -> tuple[tuple[Verdict, ..
     check_place(output)  # again: minutes have passed
     with whole_folder(output, replace=output.exists()) as draft:
         manifest = assemble(stages, common, made, draft, name=output.stem, choice=found.choice if found else None)
-        verdicts = _hold_gates(found.candidate.verdicts) if found else checked(stages, made, Bundle.open(draft))
+        try:
+            verdicts = _hold_gates(found.candidate.verdicts) if found else checked(stages, made, Bundle.open(draft))
+        except FailedGatesError as failure:
+            where = None if kept is None else kept.keep(stages, draft, manifest, failure.verdicts)
+            raise failure.told(where) from failure
         finish(stages, Bundle(draft, msgspec.structs.replace(manifest, verdicts=verdicts)))
     return verdicts, found.choice if found else None
 
@@ -226,10 +241,5 @@ def _hold_gates(verdicts: tuple[Verdict, ...]) -> tuple[Verdict, ...]:
     have been this process's (memory, TF32), and the next one deserves its own."""
     failed = [v for v in verdicts if v.state == "failed"]
     if failed:
-        raise GateError(
-            f"no bundle: {len(failed)} of {len(verdicts)} gates failed",
-            why="; ".join(f"{v.subject}, {v.gate}: {v.reason}" for v in failed),
-            do=_advice(failed),
-            evidence=as_plain(verdicts),
-        )
+        raise FailedGatesError(verdicts, do=_advice(failed))
     return verdicts
