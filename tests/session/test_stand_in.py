@@ -25,6 +25,7 @@ from fake_gpu import GPU, FakeContext, FakeCuda, FakeEngine, FakeFamily, OnGpu, 
 from trtship.errors import DeviceError, ForkedError, GpuFaultError, GpuMemoryError, InputError, OutputError
 from trtship.gpu import Gpu
 from trtship.session import device, slot, tensorrt
+from trtship.session.graphs import EVERY
 from trtship.session.tensorrt import TensorRTSession
 
 Opened = tuple[TensorRTSession, FakeCuda, FakeEngine]
@@ -222,6 +223,32 @@ def test_every_size_has_a_graph_before_any_has_one_at_the_callers_addresses(open
     seen = [steps(cuda, lambda x=x: session.infer({"x": x}, out=OnGpu(np.zeros_like(x.array)))) for x in tensors]  # type: ignore[misc]
     assert all("execute" not in one and one.count("launch") == 1 for one in seen), seen
     assert session.memory.graphs_kept == 8
+
+
+def test_callers_whose_addresses_and_sizes_are_ever_others_cost_no_captures_in_the_long_run(
+    opens: Opens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session, cuda, _ = opens(graphs=12, max_contexts=1)
+    session._rig.settles = False  # kernels that were replaced are another reason to capture
+    rng = np.random.default_rng(5)
+    tensors = {n: [OnGpu(np.zeros((n, 4), np.float32)) for _ in range(6)] for n in range(1, 9)}
+
+    def calls() -> list[str]:
+        begun = len(cuda.calls)
+        for _ in range(300):
+            n = int(rng.integers(1, 9))
+            x, out = rng.choice(6, size=2)
+            session.infer({"x": tensors[n][x]}, out=tensors[n][out])
+            session.infer({"x": rows(n)})
+            list(session.map({"x": rows(int(size))} for size in rng.integers(1, 9, size=3)))
+        return cuda.calls[begun:]
+
+    calls()
+    assert session.memory.graphs_kept == 12
+    assert set(calls()) == {"launch", "copy", "to_device", "to_host"}
+    clock = time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: clock() + 2.5 * EVERY)  # and two more are worth it by then
+    assert calls().count("capture") == 2
 
 
 def test_graphs_of_open_sizes_are_captured_anew_once_kernels_may_have_been_replaced(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from enum import Enum
 
@@ -17,6 +18,11 @@ IDLE = 256
 """Runs after which one of those that was not launched may make way for one at other addresses."""
 PATIENCE = 8
 """Times the number of graphs that a lane keeps: runs after which one that was not launched may make way for another."""
+EVERY = 60.0
+"""Seconds in which a lane may capture one graph more at addresses that are not its own, once it has captured as many as
+it keeps. Each capture takes an eager run, and with callers whose addresses and sizes are ever others one in fifteen
+calls would be one: of time that the copies between would not have cost, and of memory that TensorRT for RTX keeps
+(`trtship.session.lane`)."""
 PIECES = 256
 """Pieces that are remembered though they have no graph."""
 
@@ -108,6 +114,7 @@ class Shelf:
         self._rig = rig
         self.pieces: dict[Piece, Graphs] = {}
         self.tick = 0
+        self._earned, self._earned_at = float(rig.graphs), time.monotonic()  # captures at addresses of others
 
     def of(self, piece: Piece) -> Graphs:
         """Those of a piece."""
@@ -123,7 +130,9 @@ class Shelf:
         """Whether one more graph may be kept: there are fewer than may be; or it is of the lane's buffers, by which all
         calls of its piece can go, and may take the place of one at other addresses; or the least lately used has not
         been used for so long that its place is better given to another. (To make room at every call would cost more
-        than it saves.)"""
+        than it saves.) At others' addresses there is one in a while at most (`EVERY`)."""
+        if use is not Use.LANE and not self._has_earned():
+            return False
         kept = [graph for graphs in self.pieces.values() for graph in graphs.kept.values()]
         most = self._rig.graphs
         if len(kept) < most or most == 0:
@@ -135,6 +144,8 @@ class Shelf:
     def make_room(self, use: Use) -> None:
         """Free the least lately used, so that one more may be kept; for one of the lane's buffers, first those at other
         addresses. Nothing of the lane runs now."""
+        if use is not Use.LANE:
+            self._earned -= 1
         kept = [
             (use is Use.LANE and graph.use is Use.LANE, graph.used, at, graphs)
             for graphs in self.pieces.values()
@@ -143,6 +154,12 @@ class Shelf:
         kept.sort(key=lambda one: one[:2])
         for _, _, at, graphs in kept[: max(0, len(kept) - self._rig.graphs + 1)]:
             graphs.drop(at)
+
+    def _has_earned(self) -> bool:
+        now = time.monotonic()
+        self._earned = min(self._earned + (now - self._earned_at) / EVERY, float(self._rig.graphs))
+        self._earned_at = now
+        return self._earned >= 1
 
     def forget(self, addresses: Addresses) -> None:
         """Free all graphs at addresses that are about to be given back. None of them runs."""
