@@ -23,8 +23,9 @@ from trtship.verify import Verdict
 RUNTIME = "tensorrt_rtx 1.6.1.120"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
+    """Not for longer: while it is open, Playwright's event loop runs in this thread, and asyncio takes no other."""
     if find_chromium() is None:
         pytest.skip("no Chromium here: make browser installs one")
     with opened() as browser:
