@@ -211,19 +211,20 @@ class FakeKernels:
 
 
 class FakeEngine:
-    """A plan for batches 1 to 8, with profiles of their own for 4 and 8; a context of n rows takes n MiB."""
+    """A plan for batches 1 to `top`, with profiles of their own for 4 and 8; a context of n rows takes n MiB."""
 
     inputs, outputs = INPUTS, OUTPUTS
     size = 2**20
     refuses_capture = False
 
-    def __init__(self, cuda: FakeCuda) -> None:
+    def __init__(self, cuda: FakeCuda, top: int = 8) -> None:
         self.cuda, self.kernels, self.closed = cuda, FakeKernels(), False
+        self.top = top
         self.contexts: list[FakeContext] = []
         self.turn = threading.RLock()
         self.profiles = tuple(
             {"x": ((low, FEATURES), (opt, FEATURES), (high, FEATURES))}
-            for low, opt, high in ((1, 4, 8), (4, 4, 4), (8, 8, 8))
+            for low, opt, high in ((1, 4, top), (4, 4, 4), (8, 8, 8))
         )
 
     def is_fixed(self, profile: int) -> bool:
@@ -231,7 +232,7 @@ class FakeEngine:
         return low == high
 
     def range_of(self, name: str, axis: int) -> ShapeRange:
-        return ShapeRange(min=1, opt=4, max=8)
+        return ShapeRange(min=1, opt=4, max=self.top)
 
     def ranges_of(self, inputs: Any) -> dict[str, ShapeRange]:
         return {"B": self.range_of("x", 0)}
@@ -263,10 +264,12 @@ class FakeFamily:
         return self.engine
 
 
-def fake_session(monkeypatch: Any, tmp_path: Any, **options: Any) -> tuple[TensorRTSession, FakeCuda, FakeEngine]:
+def fake_session(
+    monkeypatch: Any, tmp_path: Any, *, top: int = 8, **options: Any
+) -> tuple[TensorRTSession, FakeCuda, FakeEngine]:
     """A session over the fakes."""
     cuda = FakeCuda()
-    engine = FakeEngine(cuda)
+    engine = FakeEngine(cuda, top)
     monkeypatch.setattr(tensorrt_session, "Cuda", lambda device: cuda)
     monkeypatch.setenv("TRTSHIP_CACHE", str(tmp_path))
     family: Any = FakeFamily(engine)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from enum import Enum
 
+from trtship.session.buckets import SHARE
 from trtship.session.piece import Piece
 from trtship.session.rig import Rig
 
@@ -23,6 +24,8 @@ EVERY = 60.0
 it keeps. Each capture takes an eager run, and with callers whose addresses and sizes are ever others one in fifteen
 calls would be one: of time that the copies between would not have cost, and of memory that TensorRT for RTX keeps
 (`trtship.session.lane`)."""
+LOOK = 64
+"""Runs from one time that room is looked for among many graphs to the next."""
 PIECES = 256
 """Pieces that are remembered though they have no graph."""
 
@@ -115,6 +118,7 @@ class Shelf:
         self.pieces: dict[Piece, Graphs] = {}
         self.tick = 0
         self._earned, self._earned_at = float(rig.graphs), time.monotonic()  # captures at addresses of others
+        self._look_again = 0
 
     def of(self, piece: Piece) -> Graphs:
         """Those of a piece."""
@@ -141,11 +145,51 @@ class Shelf:
             return True
         return self.tick - min(graph.used for graph in kept) > PATIENCE * most
 
-    def make_room(self, use: Use) -> None:
-        """Free the least lately used, so that one more may be kept; for one of the lane's buffers, first those at other
-        addresses. Nothing of the lane runs now."""
+    def stand_in(self, piece: Piece) -> Piece:
+        """What a piece runs as in the lane's buffers: itself where it has a graph there, or comes again and may have
+        one, which makes way for another's once in a while at most (`EVERY`); else its bucket."""
+        if piece.bucket is None or not self._rig.graphs:
+            return piece
+        graphs = self.of(piece)
+        if any(graph.use is Use.LANE for graph in graphs.kept.values()):
+            return piece
+        return piece if graphs.runs > 1 and self._has_room_beside_buckets() else piece.bucket
+
+    def _beside_buckets(self) -> list[tuple[int, Addresses, Graphs]]:
+        """Graphs of the lane's buffers for sizes that are no buckets: when they were used, where they are."""
+        return [
+            (graph.used, at, graphs)
+            for piece, graphs in self.pieces.items()
+            if piece.bucket is not None
+            for at, graph in graphs.kept.items()
+            if graph.use is Use.LANE
+        ]
+
+    @property
+    def _most_beside_buckets(self) -> int:
+        return self._rig.graphs - int(SHARE * self._rig.graphs)
+
+    def _has_room_beside_buckets(self) -> bool:
+        if self.tick < self._look_again:
+            return False
+        used = [one[0] for one in self._beside_buckets()]
+        if len(used) < self._most_beside_buckets:
+            return True
+        if self.tick - min(used) > PATIENCE * self._rig.graphs and self._has_earned():
+            return True
+        self._look_again = self.tick + LOOK
+        return False
+
+    def make_room(self, piece: Piece, use: Use) -> None:
+        """Free the least lately used, so that one more may be kept, of this piece; for one of the lane's buffers, first
+        those at other addresses. Nothing of the lane runs now."""
         if use is not Use.LANE:
             self._earned -= 1
+        elif piece.bucket is not None:
+            beside = sorted(self._beside_buckets(), key=lambda one: one[0])
+            for _, at, graphs in beside[: max(0, len(beside) + 1 - self._most_beside_buckets)]:
+                self._earned -= 1
+                graphs.drop(at)
         kept = [
             (use is Use.LANE and graph.use is Use.LANE, graph.used, at, graphs)
             for graphs in self.pieces.values()
@@ -170,3 +214,4 @@ class Shelf:
         for graphs in self.pieces.values():
             graphs.clear()
         self.pieces.clear()
+        self._look_again = 0

@@ -21,7 +21,8 @@ class Lane:
     follow each other on the GPU, whatever streams they are on.
 
     A piece is run eagerly the first time. From then on graphs replay it: on the caller's own addresses where those come
-    again, by way of buffers of the lane's where they do not. (Beside the time there is a reason to run eagerly as
+    again, by way of buffers of the lane's where they do not; a size that is not sure of a graph of its own runs in that
+    of its bucket, the rows beyond its own being whatever an earlier run left there. (Beside the time there is a reason to run eagerly as
     seldom as may be: TensorRT for RTX 1.6.1 on an H100 keeps some 90 KiB of the host's memory, for good, each time that
     a context enqueues another shape than the one before. Several graphs of one context at several shapes are what
     NVIDIA's Triton server runs too: https://github.com/triton-inference-server/tensorrt_backend.)
@@ -81,11 +82,15 @@ class Lane:
         self, piece: Piece, sources: Sequence[HostArray], results: Sequence[HostArray], *, poison: bool
     ) -> None:
         """Run a piece on arrays of the host, and wait for it."""
-        slot = self._holdings.slot(piece, self._done)
+        ran = self._shelf.stand_in(piece)
+        if ran is not piece:
+            self.context(ran)
+            self._shelf.of(piece).runs += 1
+        slot = self._holdings.slot(ran, self._done)
         if self._last != self.stream:
             self._cuda.wait(self.stream, self._done)
         slot.load(sources, self.stream)
-        self.run(piece, slot.ins, slot.outs, self.stream, use=Use.LANE, poison=poison)
+        self.run(ran, slot.ins, slot.outs, self.stream, use=Use.LANE, poison=poison)
         slot.unload(piece, self.stream)
         self._cuda.synchronize(self.stream)
         slot.take(results)
@@ -103,26 +108,28 @@ class Lane:
         graphs.runs += 1
         shelf.tick += 1
         addresses = ins + outs
-        if self._rig.graphs and graphs.runs > 1:
+        again = graphs.runs > 1
+        if self._rig.graphs and (again or piece.bucket is not None):
             wanted = addresses in graphs.kept
-            comes_again = use is not Use.CALLER or graphs.wants(addresses, shelf.tick)
+            comes_again = again and (use is not Use.CALLER or graphs.wants(addresses, shelf.tick))
             if wanted or (comes_again and shelf.has_room(use)):
                 self._capture(piece, graphs, ins, outs, stream, use=use, poison=poison)
                 return
-            if use is not Use.LANE and self._by_copies(piece, graphs, ins, outs, stream, poison=poison):
+            if use is not Use.LANE and self._by_copies(piece, ins, outs, stream, poison=poison):
                 return
         self._enter(stream)
         self._eager(piece, ins, outs, poison=poison)
         self._leave(stream)
 
-    def _by_copies(
-        self, piece: Piece, graphs: Graphs, ins: Addresses, outs: Addresses, stream: int, *, poison: bool
-    ) -> bool:
+    def _by_copies(self, piece: Piece, ins: Addresses, outs: Addresses, stream: int, *, poison: bool) -> bool:
         """Through the graph of the lane's own buffers; False where there is no room for them, or it."""
+        ran = self._shelf.stand_in(piece)
         try:
-            slot = self._holdings.slot(piece, self._done)
+            self.context(ran)
+            slot = self._holdings.slot(ran, self._done)
         except GpuMemoryError:
             return False
+        graphs = self._shelf.of(ran)
         graph = graphs.kept.get(slot.ins + slot.outs)
         if graph is None and not self._shelf.has_room(Use.LANE):
             return False
@@ -133,10 +140,10 @@ class Lane:
         if graph is None or graph.stale_at <= time.monotonic():
             cuda.record(self._done, stream)
             self._last = stream
-            self._capture(piece, graphs, slot.ins, slot.outs, stream, use=Use.LANE, poison=poison)
+            self._capture(ran, graphs, slot.ins, slot.outs, stream, use=Use.LANE, poison=poison)
         else:
             if poison:
-                self._fill(piece, slot.outs, stream)
+                self._fill(ran, slot.outs, stream)
             cuda.launch(graph.handle, stream)
             graph.used = self._shelf.tick
         for target, source, size in zip(outs, slot.outs, piece.out_bytes, strict=True):
@@ -155,7 +162,7 @@ class Lane:
         self._cuda.synchronize(self.stream)
         addresses, context = ins + outs, self.context(piece)
         if addresses not in graphs.kept:
-            self._shelf.make_room(use)
+            self._shelf.make_room(piece, use)
         named = dict(zip(self._rig.names, addresses, strict=True))
         try:
             graphs.capture(

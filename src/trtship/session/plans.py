@@ -9,6 +9,7 @@ from typing import NamedTuple
 from trtship.errors import GpuMemoryError
 from trtship.family import Engine
 from trtship.family.profiles import narrowest
+from trtship.session.buckets import buckets
 from trtship.session.call import Call
 from trtship.session.piece import Piece
 from trtship.session.split import split_rows, splits_by
@@ -79,7 +80,10 @@ class Plans:
         outputs: tuple[TensorSpec, ...],
         ranges: Mapping[str, ShapeRange],
         engine: Engine,
+        *,
+        graphs: int,
     ) -> None:
+        """`graphs` is how many a context keeps."""
         self._inputs, self._outputs, self._engine = inputs, outputs, engine
         self._letter = splits_by(inputs, outputs, ranges)
         self._limits = ranges[self._letter] if self._letter else None
@@ -88,20 +92,36 @@ class Plans:
         self._lock = threading.Lock()
         self.most = self._limits.max if self._limits else 0
         """Rows that are run at once, at most; fewer than the plan takes, once memory ran out."""
+        self._buckets = buckets(self._limits, graphs, self._own_sizes()) if self._limits else ()
 
     def piece(self, shapes: tuple[tuple[int, ...], ...]) -> Piece:
         """Raises InputError for shapes that no profile takes."""
         with self._lock:
-            found = self._pieces.get(shapes)
-            if found is None:
-                named = {spec.name: shape for spec, shape in zip(self._inputs, shapes, strict=True)}
-                profile = narrowest(self._engine.profiles, named)
-                fixed = self._engine.is_fixed(profile)
-                found = Piece(self._inputs, shapes, profile=profile, fixed=fixed)
-                if len(self._pieces) >= KNOWN:
-                    self._pieces.pop(next(iter(self._pieces)))
-                self._pieces[shapes] = found
-            return found
+            return self._pieces.get(shapes) or self._made(shapes)
+
+    def _made(self, shapes: tuple[tuple[int, ...], ...]) -> Piece:
+        named = {spec.name: shape for spec, shape in zip(self._inputs, shapes, strict=True)}
+        profile = narrowest(self._engine.profiles, named)
+        made = Piece(self._inputs, shapes, profile=profile, fixed=self._engine.is_fixed(profile))
+        rows = self._rows(shapes)
+        bucket = next((size for size in self._buckets if rows <= size <= self.most), rows)
+        if bucket > rows:
+            larger = self._of_rows(bucket, shapes)
+            made.bucket = self._pieces.get(larger) or self._made(larger)
+        if len(self._pieces) >= KNOWN:
+            others = (at for at, piece in self._pieces.items() if piece.bucket is not None)
+            self._pieces.pop(next(others, next(iter(self._pieces))))  # buckets have graphs that many share
+        self._pieces[shapes] = made
+        return made
+
+    def _rows(self, shapes: tuple[tuple[int, ...], ...]) -> int:
+        """0 where there is no batch."""
+        return next((shape[0] for shape, moves in zip(shapes, self._batched, strict=True) if moves), 0)
+
+    def _of_rows(self, rows: int, shapes: tuple[tuple[int, ...], ...]) -> tuple[tuple[int, ...], ...]:
+        """The same shapes for another batch."""
+        both = zip(shapes, self._batched, strict=True)
+        return tuple((rows, *shape[1:]) if moves else shape for shape, moves in both)
 
     def plan(self, call: Call) -> Plan:
         """Raises InputError for shapes that no profile takes."""
@@ -111,12 +131,7 @@ class Plans:
             parts = split_rows(call.rows, limits) or parts
         steps, begin = [], 0
         for rows in parts:
-            shapes = call.shapes
-            if len(parts) > 1:
-                shapes = tuple(
-                    (rows, *shape[1:]) if moves else shape
-                    for shape, moves in zip(call.shapes, self._batched, strict=True)
-                )
+            shapes = call.shapes if len(parts) == 1 else self._of_rows(rows, call.shapes)
             steps.append(Step(self.piece(shapes), begin, rows))
             begin += rows
         return Plan(call, steps, self._batched, self._outputs)
@@ -131,6 +146,9 @@ class Plans:
         most = max(own) if own else max(rows // 2, self._limits.min)
         with self._lock:
             self.most = min(self.most, most)
+            for piece in self._pieces.values():  # what was too large is not what others are rounded up to
+                if piece.bucket is not None and self._rows(tuple(piece.bucket.shapes.values())) > self.most:
+                    piece.bucket = None
         found = self.plan(call)
         if found.largest >= rows:  # no parts of that size add up
             raise error

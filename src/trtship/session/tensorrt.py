@@ -48,9 +48,10 @@ class TensorRTSession(Session):
     process.
 
     It may be called from any number of threads: `max_contexts` calls run at once, each in an execution context with
-    memory of its own, and others wait. A context keeps at most `graphs` CUDA graphs (0: none). `memory_limit` bounds,
-    in MiB, what `memory` counts of the GPU's memory. Where memory runs out fewer calls run at once, and where that is
-    not enough a batch is run in smaller parts.
+    memory of its own, and others wait. A context keeps at most `graphs` CUDA graphs (0: none): one for each size, or,
+    where there are more sizes than that, one for some, and for buckets that the others are rounded up to
+    (`trtship.session.buckets`). `memory_limit` bounds, in MiB, what `memory` counts of the GPU's memory. Where memory
+    runs out fewer calls run at once, and where that is not enough a batch is run in smaller parts.
 
     Raises DependencyError (no cuda-bindings), DeviceError (no GPU, or one that the plan does not fit), GpuMemoryError.
     """
@@ -97,7 +98,7 @@ class TensorRTSession(Session):
             settles=family.is_rtx,
             on_kernels=self._keeper,
         )
-        self._plans = Plans(self.inputs, self.outputs, self.ranges, self._engine)
+        self._plans = Plans(self.inputs, self.outputs, self.ranges, self._engine, graphs=graphs)
         self._lanes: Pool[Lane] = Pool(partial(Lane, rig), most=max(1, max_contexts), retire=Lane.give_up)
         self._runs = Runs(rig, self._lanes, self._plans, self._pipes)
         try:

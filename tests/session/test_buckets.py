@@ -1,0 +1,179 @@
+"""More sizes than graphs: batches are rounded up to sizes that have one."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fake_gpu import FakeContext, FakeCuda, FakeEngine, OnGpu, array_at, fake_session
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trtship.errors import GpuMemoryError
+from trtship.session.buckets import SHARE, buckets
+from trtship.session.tensorrt import TensorRTSession
+from trtship.spec import ShapeRange
+
+Opened = tuple[TensorRTSession, FakeCuda, FakeEngine]
+TOP = 100
+
+
+@given(st.integers(1, 50), st.integers(0, 5000), st.integers(0, 200), st.sets(st.integers(1, 6000), max_size=4))
+def test_every_batch_is_a_bucket_or_little_less_than_one(low: int, more: int, graphs: int, own: set[int]) -> None:
+    found = buckets(ShapeRange(min=low, opt=low, max=low + more), graphs, own)
+    if not found:
+        return
+    assert {size for size in own if low <= size <= low + more} <= set(found)
+    assert (found[0], found[-1]) == (low, low + more)
+    assert list(found) == sorted(set(found))
+    assert len(found) <= SHARE * graphs
+    for size in range(low, low + more + 1):
+        bucket = next(one for one in found if one >= size)
+        assert bucket - size <= size // 4
+
+
+def test_where_each_size_can_have_its_graph_there_are_none() -> None:
+    assert buckets(ShapeRange(min=1, opt=8, max=64), 64) == ()
+    assert buckets(ShapeRange(min=1, opt=8, max=65), 64) != ()
+    assert buckets(ShapeRange(min=1, opt=8, max=65), 0) == ()
+
+
+@pytest.fixture
+def opens(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[..., Opened]]:
+    sessions: list[TensorRTSession] = []
+
+    def opened(**options: Any) -> Opened:
+        session, cuda, engine = fake_session(monkeypatch, tmp_path, **{"top": TOP, "max_contexts": 1, **options})
+        session._rig.settles = False  # kernels that were replaced are another reason to capture
+        sessions.append(session)
+        return session, cuda, engine
+
+    yield opened
+    for session in sessions:
+        session.close()
+
+
+def right(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    return 2 * x + 1
+
+
+def call_every_way(session: TensorRTSession, rng: np.random.Generator, turns: int, top: int = TOP + 20) -> None:
+    """With arrays of the host, in streams, and on the GPU at addresses that are ever others; each result is held
+    against what is right."""
+    for _ in range(turns):
+        x, other = (rng.standard_normal((int(rng.integers(1, top)), 4)).astype(np.float32) for _ in "xy")
+        np.testing.assert_array_equal(session.infer({"x": x})["y"], right(x))
+        out = OnGpu(np.zeros_like(x))
+        session.infer({"x": OnGpu(x)}, out=out)
+        np.testing.assert_array_equal(out.array, right(x))
+        for found, one in zip(session.map({"x": one} for one in (x, other)), (x, other), strict=True):
+            np.testing.assert_array_equal(found["y"], right(one))
+
+
+def sizes_run(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The batch of each eager run, as they come."""
+    seen: list[int] = []
+    execute = FakeContext.execute
+
+    def noting(context: FakeContext, addresses: Any, stream: int) -> None:
+        if not context.engine.cuda.capturing:
+            seen.append(context.shape[0])
+        execute(context, addresses, stream)
+
+    monkeypatch.setattr(FakeContext, "execute", noting)
+    return seen
+
+
+def test_in_the_long_run_no_size_runs_eagerly(opens: Callable[..., Opened], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eager runs of changing sizes are what TensorRT's memory grows by."""
+    eager = sizes_run(monkeypatch)
+    session, _, _ = opens(graphs=32)
+    rng = np.random.default_rng(1)
+    call_every_way(session, rng, 300)
+    assert len(set(eager)) < TOP / 2  # most sizes never ran as they are
+    eager.clear()
+    call_every_way(session, rng, 300)
+    assert eager == []
+    assert session.memory.graphs_kept == 32
+
+
+def test_a_size_that_comes_again_has_a_graph_of_its_own(opens: Callable[..., Opened]) -> None:
+    session, cuda, _ = opens(graphs=32)
+    x = np.ones((50, 4), np.float32)
+    for _ in range(3):
+        session.infer({"x": x})
+    ran: list[int] = []
+    for piece, graphs in session._lanes._free[0]._shelf.pieces.items():
+        ran += [piece.shapes["x"][0]] * len(graphs.kept)
+    assert 50 in ran
+    cuda.calls.clear()
+    session.infer({"x": x})
+    assert cuda.calls == ["to_device", "launch", "to_host"]
+
+
+def test_with_graphs_for_all_sizes_or_for_none_every_size_runs_as_it_is(
+    opens: Callable[..., Opened], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    eager = sizes_run(monkeypatch)
+    for graphs in (TOP, 0):
+        session, _, _ = opens(graphs=graphs)
+        eager.clear()
+        for n in range(1, TOP + 1):
+            session.infer({"x": np.ones((n, 4), np.float32)})
+        assert eager == list(range(1, TOP + 1))
+
+
+def test_what_others_left_in_the_rows_beyond_is_in_no_result(opens: Callable[..., Opened]) -> None:
+    session, _, _ = opens(graphs=32)
+    lasting = np.full((TOP, 4), np.nan, np.float32)
+    for n in (50, 51, 52, 60, 90, 99):
+        session.infer({"x": lasting})
+        x = np.random.default_rng(n).standard_normal((n, 4)).astype(np.float32)
+        np.testing.assert_array_equal(session.infer({"x": x})["y"], right(x))
+        found = session.infer({"x": OnGpu(x)})["y"]
+        np.testing.assert_array_equal(array_at(found.address, found.shape), right(x))
+
+
+def test_poison_reaches_a_rounded_batch(opens: Callable[..., Opened]) -> None:
+    session, cuda, _ = opens(graphs=32)
+    session.poison = True
+    filled: list[int] = []
+    fill = cuda.fill
+    cuda.fill = lambda address, byte, size, stream: (filled.append(size), fill(address, byte, size, stream))[1]  # type: ignore[method-assign]
+    x = np.ones((53, 4), np.float32)
+    np.testing.assert_array_equal(session.infer({"x": x})["y"], right(x))
+    assert filled
+    assert min(filled) > x.nbytes
+
+
+def test_a_bucket_that_memory_has_no_room_for_is_not_rounded_up_to(opens: Callable[..., Opened]) -> None:
+    session, _, _ = opens(graphs=32)
+    call_every_way(session, np.random.default_rng(2), 20)
+    call, _ = session._call({"x": np.ones((TOP, 4), np.float32)})
+    session._plans.smaller(call, call.plan, GpuMemoryError("there is no room for it"))
+    assert session._plans.most == 8
+    pieces = session._plans._pieces.values()
+    assert all(piece.bucket.shapes["x"][0] <= 8 for piece in pieces if piece.bucket is not None)
+    call_every_way(session, np.random.default_rng(3), 20)
+
+
+def test_any_number_of_threads(opens: Callable[..., Opened]) -> None:
+    session, _, _ = opens(graphs=32, max_contexts=3)
+    wrong: list[BaseException] = []
+
+    def work(seed: int) -> None:
+        try:
+            call_every_way(session, np.random.default_rng(seed), 60)
+        except BaseException as error:
+            wrong.append(error)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
