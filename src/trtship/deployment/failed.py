@@ -61,8 +61,13 @@ class FailedPlace(NamedTuple):
                 why="auto tries many, and ships one that passes",
                 do="name the precision that you want to look into",
             )
-        if folder.absolute() == output.absolute():
-            raise SpecError(f"{OPTION} names the folder of -o", why=f"both are {output}", do="name another")
+        one, other = folder.resolve(), output.resolve()
+        if one.is_relative_to(other) or other.is_relative_to(one):
+            raise SpecError(
+                f"{OPTION} and -o name folders of which one is in the other",
+                why=f"they are {folder} and {output}",
+                do="name another",
+            )
         check_place(folder)
         if folder.exists() and any(folder.iterdir()) and not force:
             raise OutputError(f"{folder} exists", do=f"--force replaces it, or choose another {OPTION}")

@@ -21,11 +21,11 @@ class Lane:
     follow each other on the GPU, whatever streams they are on.
 
     A piece is run eagerly the first time. From then on graphs replay it: on the caller's own addresses where those come
-    again, by way of buffers of the lane's where they do not; a size that is not sure of a graph of its own runs in that
-    of its bucket, the rows beyond its own being whatever an earlier run left there. (Beside the time there is a reason to run eagerly as
-    seldom as may be: TensorRT for RTX 1.6.1 on an H100 keeps some 90 KiB of the host's memory, for good, each time that
-    a context enqueues another shape than the one before. Several graphs of one context at several shapes are what
-    NVIDIA's Triton server runs too: https://github.com/triton-inference-server/tensorrt_backend.)
+    again, by way of buffers of the lane's where they do not. A size that is not sure of a graph of its own runs in that
+    of its bucket; the rows beyond its own are whatever an earlier run left there. (Beside the time there is a reason to
+    run eagerly as seldom as may be: TensorRT for RTX 1.6.1 on an H100 keeps some 90 KiB of the host's memory, for good,
+    each time that a context enqueues another shape than the one before. Several graphs of one context at several shapes
+    are what NVIDIA's Triton server runs too: https://github.com/triton-inference-server/tensorrt_backend.)
     """
 
     def __init__(self, rig: Rig) -> None:
