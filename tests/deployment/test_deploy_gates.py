@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import trtship
 from deployed import BLUE, COLOURS, GREEN, RED, edit_graph, paint
 from trtship.bundle.bundle import Bundle
 from trtship.bundle.debug import debug_bundle
+from trtship.deployment import failed, job
 from trtship.deployment.stages import plan, precision
 from trtship.errors import BuildError, ExportMismatchError, GateError, OutputError, SpecError
 from trtship.spec import as_plain
@@ -114,6 +116,38 @@ def test_where_a_failed_bundle_would_go_is_checked_first(source: str, tmp_path: 
     with pytest.raises(OutputError, match="is no bundle"):
         deploy(source, tmp_path, keep_failed=tmp_path / "mine", force=True)
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+    with pytest.raises(OutputError, match="is no bundle") as caught:
+        deploy(source, tmp_path, keep_failed=tmp_path / "mine" / "thesis.txt")
+    assert "--keep-failed" in caught.value.do
+
+
+@pytest.mark.usefixtures("faulty_precision")
+@pytest.mark.parametrize("full", [False, True])
+def test_a_failed_bundle_that_cannot_be_kept_is_a_failed_gate_all_the_same(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: bool
+) -> None:
+    """Something came to be there meanwhile, which is left as it is; or the disk is full."""
+    kept = tmp_path / "kept"
+    check = job.check_bundle
+
+    def meanwhile(bundle: Bundle, **options: Any) -> Any:
+        if not full:
+            kept.mkdir()
+            (kept / "thesis.txt").write_text("years")
+        return check(bundle, **options)
+
+    def no_space(source: str, target: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", target)
+
+    monkeypatch.setattr(job, "check_bundle", meanwhile)
+    if full:
+        monkeypatch.setattr(failed, "copy2", no_space)
+    with pytest.raises(GateError, match="graph fp16, rel_l2") as caught:
+        deploy(source, tmp_path, precision="fp16", keep_failed=kept)
+    assert caught.value.evidence
+    assert ("No space left" in caught.value.do) == full
+    assert "the bundle could not be kept" in caught.value.do
+    assert not kept.exists() if full else [path.name for path in kept.iterdir()] == ["thesis.txt"]
 
 
 def test_a_deploy_that_passes_keeps_nothing_else(source: str, tmp_path: Path) -> None:
@@ -207,7 +241,7 @@ def test_what_the_library_raises_midway_leaves_nothing(
 def test_a_gate_that_fp32_itself_does_not_meet_is_what_the_advice_is_about(source: str, tmp_path: Path) -> None:
     with pytest.raises(GateError) as caught:
         deploy(source, tmp_path, precision="fp16", max_rel_l2=1e-12)
-    assert caught.value.do == "loosen --max-rel-l2: the graph in fp32 does not meet it either"
+    assert caught.value.do.startswith("loosen --max-rel-l2: the graph in fp32 does not meet it either; --keep-failed")
     with pytest.raises(GateError) as caught:
         deploy(source, tmp_path, precision="fp16", max_rel_l2=1e-6)
     assert caught.value.do.startswith("try --precision bf16 or fp32")

@@ -211,20 +211,21 @@ class FakeKernels:
 
 
 class FakeEngine:
-    """A plan for batches 1 to `top`, with profiles of their own for 4 and 8; a context of n rows takes n MiB."""
+    """A plan for batches 1 to `top`, with profiles of their own for 4 and 8, or with these `profiles` (min, opt and max
+    of each); a context of n rows takes n MiB."""
 
     inputs, outputs = INPUTS, OUTPUTS
     size = 2**20
     refuses_capture = False
 
-    def __init__(self, cuda: FakeCuda, top: int = 8) -> None:
+    def __init__(self, cuda: FakeCuda, top: int = 8, profiles: tuple[tuple[int, int, int], ...] = ()) -> None:
         self.cuda, self.kernels, self.closed = cuda, FakeKernels(), False
         self.top = top
         self.contexts: list[FakeContext] = []
         self.turn = threading.RLock()
         self.profiles = tuple(
             {"x": ((low, FEATURES), (opt, FEATURES), (high, FEATURES))}
-            for low, opt, high in ((1, 4, top), (4, 4, 4), (8, 8, 8))
+            for low, opt, high in (profiles or ((1, 4, top), (4, 4, 4), (8, 8, 8)))
         )
 
     def is_fixed(self, profile: int) -> bool:
@@ -265,11 +266,11 @@ class FakeFamily:
 
 
 def fake_session(
-    monkeypatch: Any, tmp_path: Any, *, top: int = 8, **options: Any
+    monkeypatch: Any, tmp_path: Any, *, top: int = 8, profiles: Any = (), **options: Any
 ) -> tuple[TensorRTSession, FakeCuda, FakeEngine]:
     """A session over the fakes."""
     cuda = FakeCuda()
-    engine = FakeEngine(cuda, top)
+    engine = FakeEngine(cuda, top, profiles)
     monkeypatch.setattr(tensorrt_session, "Cuda", lambda device: cuda)
     monkeypatch.setenv("TRTSHIP_CACHE", str(tmp_path))
     family: Any = FakeFamily(engine)

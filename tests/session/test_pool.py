@@ -196,11 +196,12 @@ def test_where_the_last_but_one_is_still_in_use_the_end_is_not_reached() -> None
 
 
 def test_one_that_could_not_be_made_is_not_waited_for() -> None:
-    tries, fails = count(), threading.Event()
+    tries, begun, fails = count(), threading.Event(), threading.Event()
 
     def make() -> int:
         number = next(tries)
         if number == 1:
+            begun.set()
             fails.wait(30)
             raise MemoryError
         return number
@@ -213,7 +214,7 @@ def test_one_that_could_not_be_made_is_not_waited_for() -> None:
             pool.take()
 
     making, _ = in_thread(take)
-    until(lambda: next(tries) > 1)
+    assert begun.wait(30)
     shrinking, found = in_thread(lambda: pool.shrink(0))
     until(lambda: pool.most == 1)
     fails.set()
@@ -236,6 +237,20 @@ def test_closing_ends_the_waiting_for_one_to_be_retired() -> None:
         pool.give(thing)
     closing.join(30)
     assert [sorted(things) for things in ended] == [[0, 1]]
+
+
+def test_though_retiring_one_raises_the_others_are_given_back() -> None:
+    def fails(thing: int) -> None:
+        raise RuntimeError("it cannot be freed")
+
+    pool = Pool(count().__next__, most=3, retire=fails)
+    for thing in [pool.take() for _ in range(3)]:
+        pool.give(thing)
+    with pytest.raises(RuntimeError):
+        pool.shrink(0)
+    closing, ended = in_thread(pool.close)
+    closing.join(30)
+    assert [sorted(things) for things in ended] == [[0, 1, 2]]
 
 
 def test_one_that_was_made_alone_is_the_last() -> None:

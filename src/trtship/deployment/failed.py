@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from shutil import copy2
 from typing import NamedTuple
 
 import msgspec
@@ -16,11 +16,12 @@ from trtship.deployment.options import DeployOptions
 from trtship.deployment.place import check_place
 from trtship.deployment.stages import Stages
 from trtship.errors import GateError, OutputError, SpecError
-from trtship.files import whole_folder
+from trtship.files import explain_os_error, whole_folder
 from trtship.spec import as_plain
 from trtship.verify import Verdict
 
 OPTION = "--keep-failed"
+NOT_KEPT = f"{OPTION} FOLDER keeps the bundle, in which trtship debug finds the tensor that is wrong"
 
 
 class FailedGatesError(GateError):
@@ -36,46 +37,62 @@ class FailedGatesError(GateError):
         )
         self.verdicts = tuple(verdicts)
 
-    def told(self, kept: Path | None) -> GateError:
-        """What the user is told: where the bundle is kept, or how it could be."""
-        found = "finds the tensor that is wrong"
-        how = f"{OPTION} FOLDER keeps the bundle, in which trtship debug {found}"
-        where = f"trtship debug {kept} {found}: the bundle is kept there"
-        return GateError(
-            self.what, why=self.why, do=f"{self.do}; {how if kept is None else where}", evidence=self.evidence
-        )
+    def told(self, kept: str) -> GateError:
+        """What the user is told; `kept` is what became of the bundle."""
+        return GateError(self.what, why=self.why, do=f"{self.do}; {kept}", evidence=self.evidence)
 
 
 class FailedPlace(NamedTuple):
-    """Where a bundle that fails goes."""
+    """Where a bundle that fails goes; with `force`, in place of one that stands there."""
 
     folder: Path
+    force: bool
 
     @classmethod
     def checked(cls, folder: str | Path, output: Path, options: DeployOptions, *, force: bool) -> FailedPlace:
         """Raises SpecError, OutputError early where it cannot go there."""
-        folder = Path(folder)
+        place = cls(Path(folder), force)
         if options.precision is None:
             raise SpecError(
                 f"{OPTION} and --precision auto do not go together",
                 why="auto tries many, and ships one that passes",
                 do="name the precision that you want to look into",
             )
-        one, other = folder.resolve(), output.resolve()
+        one, other = place.folder.resolve(), output.resolve()
         if one.is_relative_to(other) or other.is_relative_to(one):
             raise SpecError(
                 f"{OPTION} and -o name folders of which one is in the other",
                 why=f"they are {folder} and {output}",
                 do="name another",
             )
-        check_place(folder)
-        if folder.exists() and any(folder.iterdir()) and not force:
-            raise OutputError(f"{folder} exists", do=f"--force replaces it, or choose another {OPTION}")
-        return cls(folder)
+        place.check()
+        return place
 
-    def keep(self, stages: Stages, draft: Path, manifest: Manifest, verdicts: tuple[Verdict, ...]) -> Path:
-        """Put the bundle there with its verdicts and its report. Raises OutputError."""
-        with whole_folder(self.folder, replace=self.folder.exists()) as whole:
-            shutil.copytree(draft, whole, dirs_exist_ok=True)
-            finish(stages, Bundle(whole, msgspec.structs.replace(manifest, verdicts=verdicts)))
-        return self.folder
+    def check(self) -> None:
+        """Raises OutputError where nothing may be put there."""
+        check_place(self.folder, option=OPTION)
+        if self.folder.exists() and any(self.folder.iterdir()) and not self.force:
+            raise OutputError(f"{self.folder} exists", do=f"--force replaces it, or choose another {OPTION}")
+
+    def keep(self, stages: Stages, draft: Path, manifest: Manifest, verdicts: tuple[Verdict, ...]) -> str:
+        """Put the bundle there with its verdicts and its report, if it can be; what became of it. That a gate failed is
+        to be told in any case."""
+        try:
+            self.check()  # again: minutes have passed
+            with whole_folder(self.folder, replace=self.folder.exists()) as whole:
+                _copy(draft, whole)
+                finish(stages, Bundle(whole, msgspec.structs.replace(manifest, verdicts=verdicts)))
+        except (OutputError, OSError) as error:
+            told = error if isinstance(error, OutputError) else explain_os_error(error, self.folder)
+            return f"the bundle could not be kept: {told.what}{f' ({told.why})' if told.why else ''}"
+        return f"trtship debug {self.folder} finds the tensor that is wrong: the bundle is kept there"
+
+
+def _copy(source: Path, target: Path) -> None:
+    """All files, up to the first that cannot be. (`shutil.copytree` goes on, and tells of all.)"""
+    for path in sorted(source.rglob("*")):
+        place = target / path.relative_to(source)
+        if path.is_dir():
+            place.mkdir()
+        else:
+            copy2(path, place)

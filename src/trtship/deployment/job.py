@@ -16,7 +16,7 @@ from trtship.bundle.verify import check_bundle
 from trtship.cache import Cache
 from trtship.calibrate import DEFAULT_METHOD
 from trtship.deployment.assemble import assemble
-from trtship.deployment.failed import FailedGatesError, FailedPlace
+from trtship.deployment.failed import NOT_KEPT, FailedGatesError, FailedPlace
 from trtship.deployment.finish import finish
 from trtship.deployment.making import Made, make_common, make_plan
 from trtship.deployment.options import DeployOptions, recipe_of
@@ -202,8 +202,8 @@ def _make(
         try:
             verdicts = _hold_gates(found.candidate.verdicts) if found else checked(stages, made, Bundle.open(draft))
         except FailedGatesError as failure:
-            where = None if kept is None else kept.keep(stages, draft, manifest, failure.verdicts)
-            raise failure.told(where) from failure
+            became = NOT_KEPT if kept is None else kept.keep(stages, draft, manifest, failure.verdicts)
+            raise failure.told(became) from failure
         finish(stages, Bundle(draft, msgspec.structs.replace(manifest, verdicts=verdicts)))
     return verdicts, found.choice if found else None
 

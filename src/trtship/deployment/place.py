@@ -13,7 +13,7 @@ from trtship.errors import BundleError, OutputError
 from trtship.progress import Progress
 
 
-def check_place(output: Path) -> None:
+def check_place(output: Path, *, option: str = "-o") -> None:
     """Raises OutputError early where a bundle could not be written, or would replace something that is none."""
     parent = output.absolute().parent
     while not parent.exists():
@@ -25,7 +25,7 @@ def check_place(output: Path) -> None:
         raise OutputError(
             f"{output} exists and is no bundle",
             why="only a bundle may be replaced, with --force",
-            do="choose another -o, or remove it yourself",
+            do=f"choose another {option}, or remove it yourself",
         )
 
 

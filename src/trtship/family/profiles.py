@@ -15,7 +15,7 @@ Profile = dict[str, tuple[tuple[int, ...], ...]]
 def narrowest(profiles: Sequence[Profile], shapes: Shapes) -> int:
     """The index of the profile that takes these input shapes and leaves the fewest sizes open, the first where several
     do. Raises InputError where none takes them."""
-    fitting = [index for index, profile in enumerate(profiles) if _fits(profile, shapes)]
+    fitting = [index for index, profile in enumerate(profiles) if fits(profile, shapes)]
     if not fitting:
         said = ", ".join(f"input {name!r} of shape {list(shape)}" for name, shape in shapes.items())
         raise InputError(
@@ -26,7 +26,8 @@ def narrowest(profiles: Sequence[Profile], shapes: Shapes) -> int:
     return min(fitting, key=lambda index: _open(profiles[index]))
 
 
-def _fits(taken: Profile, shapes: Shapes) -> bool:
+def fits(taken: Profile, shapes: Shapes) -> bool:
+    """Whether a profile takes these input shapes."""
     for name, shape in shapes.items():
         low, _, high = taken[name]
         if len(shape) != len(low) or not all(a <= n <= b for a, n, b in zip(low, shape, high, strict=True)):

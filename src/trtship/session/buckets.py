@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-
 from trtship.spec import ShapeRange
 
 PARTS = (8, 4)
@@ -12,10 +10,10 @@ SHARE = 3 / 4
 """Of the graphs, at most, are for buckets; the others are for sizes that come often."""
 
 
-def buckets(limits: ShapeRange, graphs: int, own: Collection[int] = ()) -> tuple[int, ...]:
-    """Sizes from the smallest batch to the largest, with those that have kernels of their `own`: every batch is one of
-    them, or rounded up to the next. None where each size can have a graph, or where batches would have to be rounded up
-    by more than a quarter."""
+def buckets(limits: ShapeRange, graphs: int, *, beside: int = 0) -> tuple[int, ...]:
+    """Sizes from the smallest batch to the largest: every batch is one of them, or rounded up to the next. None where
+    each size can have a graph, or where batches would have to be rounded up by more than a quarter. `beside` are sizes
+    that keep a graph of their own."""
     if limits.max - limits.min < graphs:
         return ()
     for part in PARTS:
@@ -23,7 +21,6 @@ def buckets(limits: ShapeRange, graphs: int, own: Collection[int] = ()) -> tuple
         while found[-1] < limits.max:
             next_size = found[-1] + 1
             found.append(min(limits.max, next_size + next_size // part))
-        found = sorted({*found, *(size for size in own if limits.min <= size <= limits.max)})
-        if len(found) <= SHARE * graphs:
+        if len(found) + beside <= SHARE * graphs:
             return tuple(found)
     return ()

@@ -24,6 +24,8 @@ EVERY = 60.0
 it keeps. Each capture takes an eager run, and with callers whose addresses and sizes are ever others one in fifteen
 calls would be one: of time that the copies between would not have cost, and of memory that TensorRT for RTX keeps
 (`trtship.session.lane`)."""
+AGAIN = 3
+"""The run from which on a size that may run in its bucket's graph is worth one of its own."""
 LOOK = 64
 """Runs from one time that room is looked for among many graphs to the next."""
 PIECES = 256
@@ -125,7 +127,8 @@ class Shelf:
         found = self.pieces.get(piece)
         if found is None:
             if len(self.pieces) >= PIECES:
-                for other in [other for other, graphs in self.pieces.items() if not graphs.kept]:
+                idle = [other for other, graphs in self.pieces.items() if not graphs.kept]
+                for other in [other for other in idle if other.bucket is not None] or idle:
                     del self.pieces[other]
             found = self.pieces[piece] = Graphs(self._rig)
         return found
@@ -147,13 +150,16 @@ class Shelf:
 
     def stand_in(self, piece: Piece) -> Piece:
         """What a piece runs as in the lane's buffers: itself where it has a graph there, or comes again and may have
-        one, which makes way for another's once in a while at most (`EVERY`); else its bucket."""
-        if piece.bucket is None or not self._rig.graphs:
+        one, which makes way for another's once in a while at most (`EVERY`); else its bucket. The run that is about to
+        begin is counted already."""
+        bucket = piece.bucket  # another thread may take it away
+        if bucket is None or not self._rig.graphs:
             return piece
         graphs = self.of(piece)
         if any(graph.use is Use.LANE for graph in graphs.kept.values()):
             return piece
-        return piece if graphs.runs > 1 and self._has_room_beside_buckets() else piece.bucket
+        may = graphs.runs >= AGAIN and self._has_room_beside_buckets() and self.has_room(Use.LANE)
+        return piece if may else bucket
 
     def _beside_buckets(self) -> list[tuple[int, Addresses, Graphs]]:
         """Graphs of the lane's buffers for sizes that are no buckets: when they were used, where they are."""

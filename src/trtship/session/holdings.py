@@ -73,6 +73,8 @@ class Holdings:
                 self._on_free(slot.ins + slot.outs)
                 slot.free()
             slot = self._slots[piece.profile] = Slot(self._rig, piece, context)
+            slot.clear(self._stream)  # rows beyond a batch's own are computed too: an index there must be one
+            self._rig.cuda.synchronize(self._stream)
         return slot
 
     def free(self) -> None:

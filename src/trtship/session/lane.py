@@ -13,7 +13,7 @@ from trtship.session.graphs import Addresses, Graphs, Shelf, Use
 from trtship.session.holdings import Holdings
 from trtship.session.piece import Piece
 from trtship.session.rig import Rig
-from trtship.session.slot import HostArray
+from trtship.session.slot import HostArray, Slot
 
 
 class Lane:
@@ -82,11 +82,9 @@ class Lane:
         self, piece: Piece, sources: Sequence[HostArray], results: Sequence[HostArray], *, poison: bool
     ) -> None:
         """Run a piece on arrays of the host, and wait for it."""
-        ran = self._shelf.stand_in(piece)
-        if ran is not piece:
-            self.context(ran)
+        if piece.bucket is not None:
             self._shelf.of(piece).runs += 1
-        slot = self._holdings.slot(ran, self._done)
+        ran, slot = self._buffered(piece)
         if self._last != self.stream:
             self._cuda.wait(self.stream, self._done)
         slot.load(sources, self.stream)
@@ -96,6 +94,17 @@ class Lane:
         slot.take(results)
 
     # what only some calls do
+
+    def _buffered(self, piece: Piece) -> tuple[Piece, Slot]:
+        """What a piece runs as by way of the lane's buffers, and those."""
+        ran = self._shelf.stand_in(piece)
+        if ran is not piece:
+            try:
+                self.context(ran)
+                return ran, self._holdings.slot(ran, self._done)
+            except GpuMemoryError:  # the piece itself takes less
+                piece.bucket = None
+        return piece, self._holdings.slot(piece, self._done)
 
     def context(self, piece: Piece) -> Context:
         """The piece's context, and its outputs' shapes."""
@@ -108,7 +117,7 @@ class Lane:
         graphs.runs += 1
         shelf.tick += 1
         addresses = ins + outs
-        again = graphs.runs > 1
+        again = graphs.runs > 1 or piece.is_bucket
         if self._rig.graphs and (again or piece.bucket is not None):
             wanted = addresses in graphs.kept
             comes_again = again and (use is not Use.CALLER or graphs.wants(addresses, shelf.tick))
@@ -123,10 +132,8 @@ class Lane:
 
     def _by_copies(self, piece: Piece, ins: Addresses, outs: Addresses, stream: int, *, poison: bool) -> bool:
         """Through the graph of the lane's own buffers; False where there is no room for them, or it."""
-        ran = self._shelf.stand_in(piece)
         try:
-            self.context(ran)
-            slot = self._holdings.slot(ran, self._done)
+            ran, slot = self._buffered(piece)
         except GpuMemoryError:
             return False
         graphs = self._shelf.of(ran)
@@ -218,8 +225,9 @@ class Lane:
         self._holdings.free()
 
     def give_up(self) -> None:
-        """Free what it has: it will not be used any more. Where CUDA is lost, whoever calls next is told."""
-        with suppress(GpuFaultError):
+        """Free what it has: it will not be used any more. What cannot be freed now is at the end, and where CUDA is
+        lost, whoever calls next is told."""
+        with suppress(DeviceError):
             self.trim()
 
     def close(self) -> None:

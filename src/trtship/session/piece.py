@@ -18,12 +18,13 @@ def nbytes(shape: Sequence[int], dtype: str) -> int:
 class Piece:
     """Shapes that are run at once, in the order of the inputs; `shapes` by name. There is one object for each set of
     shapes of a session. `profile` is the plan's for them; `fixed` says that it takes no others. `bucket` is the next
-    larger batch in whose CUDA graph it may run, where it is not sure of one of its own.
+    larger batch of the same profile in whose CUDA graph it may run, where it is not sure of one of its own; `is_bucket`
+    says that others run in this one's.
 
     The shapes of the outputs are known once a context was asked (`learn`).
     """
 
-    __slots__ = ("bucket", "fixed", "in_bytes", "is_known", "out_bytes", "out_shapes", "profile", "shapes")
+    __slots__ = ("bucket", "fixed", "in_bytes", "is_bucket", "is_known", "out_bytes", "out_shapes", "profile", "shapes")
 
     def __init__(
         self, inputs: Sequence[TensorSpec], shapes: Sequence[tuple[int, ...]], *, profile: int, fixed: bool
@@ -31,6 +32,7 @@ class Piece:
         self.shapes = {spec.name: shape for spec, shape in zip(inputs, shapes, strict=True)}
         self.profile, self.fixed = profile, fixed
         self.bucket: Piece | None = None
+        self.is_bucket = False
         self.in_bytes = tuple(nbytes(shape, spec.dtype) for spec, shape in zip(inputs, shapes, strict=True))
         self.out_shapes: tuple[tuple[int, ...], ...] = ()
         self.out_bytes: tuple[int, ...] = ()

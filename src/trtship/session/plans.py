@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from trtship.errors import GpuMemoryError
 from trtship.family import Engine
-from trtship.family.profiles import narrowest
+from trtship.family.profiles import fits, narrowest
 from trtship.session.buckets import buckets
 from trtship.session.call import Call
 from trtship.session.piece import Piece
@@ -92,7 +92,8 @@ class Plans:
         self._lock = threading.Lock()
         self.most = self._limits.max if self._limits else 0
         """Rows that are run at once, at most; fewer than the plan takes, once memory ran out."""
-        self._buckets = buckets(self._limits, graphs, self._own_sizes()) if self._limits else ()
+        self._sizes = buckets(self._limits, graphs, beside=len(self._own_sizes())) if self._limits else ()
+        self._buckets: dict[tuple[tuple[tuple[int, ...], ...], int], Piece] = {}
 
     def piece(self, shapes: tuple[tuple[int, ...], ...]) -> Piece:
         """Raises InputError for shapes that no profile takes."""
@@ -100,19 +101,37 @@ class Plans:
             return self._pieces.get(shapes) or self._made(shapes)
 
     def _made(self, shapes: tuple[tuple[int, ...], ...]) -> Piece:
-        named = {spec.name: shape for spec, shape in zip(self._inputs, shapes, strict=True)}
-        profile = narrowest(self._engine.profiles, named)
-        made = Piece(self._inputs, shapes, profile=profile, fixed=self._engine.is_fixed(profile))
-        rows = self._rows(shapes)
-        bucket = next((size for size in self._buckets if rows <= size <= self.most), rows)
-        if bucket > rows:
-            larger = self._of_rows(bucket, shapes)
-            made.bucket = self._pieces.get(larger) or self._made(larger)
+        profile = narrowest(self._engine.profiles, self._named(shapes))
+        fixed = self._engine.is_fixed(profile)
+        bucket = None if fixed else self._bucket(shapes, profile)
+        if bucket is not None and tuple(bucket.shapes.values()) == shapes:
+            made = bucket
+        else:
+            made = Piece(self._inputs, shapes, profile=profile, fixed=fixed)
+            made.bucket = bucket
         if len(self._pieces) >= KNOWN:
-            others = (at for at, piece in self._pieces.items() if piece.bucket is not None)
-            self._pieces.pop(next(others, next(iter(self._pieces))))  # buckets have graphs that many share
+            rounded = (at for at, piece in self._pieces.items() if piece.bucket is not None)
+            self._pieces.pop(next(rounded, next(iter(self._pieces))))
         self._pieces[shapes] = made
         return made
+
+    def _bucket(self, shapes: tuple[tuple[int, ...], ...], profile: int) -> Piece | None:
+        """That of these shapes, of the same profile: another's context would take memory of its own."""
+        rows = self._rows(shapes)
+        size = next((size for size in self._sizes if rows <= size <= self.most), None)
+        larger = shapes if size is None else self._of_rows(size, shapes)
+        if size is None or not fits(self._engine.profiles[profile], self._named(larger)):
+            return None
+        found = self._buckets.get((larger, profile))
+        if found is None:
+            if len(self._buckets) >= KNOWN:
+                self._buckets.pop(next(iter(self._buckets)))
+            found = self._buckets[larger, profile] = Piece(self._inputs, larger, profile=profile, fixed=False)
+            found.is_bucket = True
+        return found
+
+    def _named(self, shapes: tuple[tuple[int, ...], ...]) -> dict[str, tuple[int, ...]]:
+        return {spec.name: shape for spec, shape in zip(self._inputs, shapes, strict=True)}
 
     def _rows(self, shapes: tuple[tuple[int, ...], ...]) -> int:
         """0 where there is no batch."""
@@ -122,6 +141,11 @@ class Plans:
         """The same shapes for another batch."""
         both = zip(shapes, self._batched, strict=True)
         return tuple((rows, *shape[1:]) if moves else shape for shape, moves in both)
+
+    @property
+    def rounds(self) -> bool:
+        """Whether batches are rounded up."""
+        return bool(self._sizes)
 
     def plan(self, call: Call) -> Plan:
         """Raises InputError for shapes that no profile takes."""

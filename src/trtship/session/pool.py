@@ -144,6 +144,15 @@ class Pool(Generic[T]):
         """How many were retired so far."""
         return len(self._retired)
 
+    def give_all(self, things: list[T]) -> None:
+        """Each of them, though retiring one raises."""
+        for index, thing in enumerate(things):
+            try:
+                self.give(thing)
+            except BaseException:
+                self.give_all(things[index + 1 :])
+                raise
+
     def shrink(self, retired: int) -> bool:
         """Wait until one more is retired than `retired` are: the most is one fewer than were made from now on, unless
         one was retired since, or is about to be. False where none would be left. The caller holds none, or it would
@@ -156,8 +165,7 @@ class Pool(Generic[T]):
                     return False
                 self.most = self._made - 1
                 self._change.notify_all()
-        for thing in self.idle():
-            self.give(thing)
+        self.give_all(self.idle())
         with self._change:  # one that was about to be made may have failed, and is none to be retired
             while self._made > self.most and len(self._retired) <= retired and not self._closed:
                 self._change.wait()

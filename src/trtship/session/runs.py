@@ -21,7 +21,8 @@ from trtship.session.rig import Rig
 
 T = TypeVar("T")
 WARM = 3
-"""Runs of a size on a lane: eagerly, captured, replayed."""
+"""Runs of a size on a lane: eagerly, captured, replayed. One more where batches are rounded up: twice as the larger
+batch, captured as itself, replayed."""
 RELIEFS = 3
 """How often contexts and graphs are given up for others before fewer calls run at once, and then before batches are
 made smaller."""
@@ -34,6 +35,7 @@ class Runs:
         self._rig, self._cuda, self._lanes, self._plans, self._pipes = rig, rig.cuda, lanes, plans, pipes
         self._names = tuple(spec.name for spec in rig.outputs)
         self._reliefs = 0
+        self.turns = WARM + plans.rounds
         self._foreign, self._opening = 0, threading.Lock()
 
     # arrays of the GPU
@@ -181,14 +183,14 @@ class Runs:
         works = [(call, [call.kind.host(array) for array in arrays]) for call, arrays in calls]
         with self._cuda.selected():
             for call, views in works:
-                for _ in range(WARM):
+                for _ in range(self.turns):
                     self._attempt(call, partial(self._on_lane, call, views, None, False))
             lanes = [self._lanes.take()]  # the one that was used last, and is warm
             try:
                 while (lane := self._lanes.another(len(lanes))) is not None:
                     lanes.append(lane)
                     for call, views in works:
-                        for _ in range(WARM):
+                        for _ in range(self.turns):
                             self._on_lane(call, views, None, False, lane, call.plan)
             except GpuMemoryError:
                 lanes[-1].trim()  # what a lane is half ready for is others' memory
@@ -314,8 +316,7 @@ class Runs:
             for lane in idle:
                 lane.trim()
         finally:  # all of them, or whoever waits for one would wait for ever
-            for lane in idle:
-                self._lanes.give(lane)
+            self._lanes.give_all(idle)
 
     def free(self, lanes: list[Lane]) -> None:
         """Free everything: these lanes, which nobody holds any more, too. Raises DeviceError."""

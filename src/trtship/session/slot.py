@@ -52,6 +52,11 @@ class Slot:
             self.free()
             raise
 
+    def clear(self, stream: int) -> None:
+        """Enqueue zeros into all of it."""
+        for address, size in self._memory:
+            self._rig.cuda.fill(address, 0, size, stream)
+
     def fits(self, piece: Piece) -> bool:
         """Whether a piece's tensors have room here."""
         needed = (*piece.in_bytes, *piece.out_bytes)

@@ -28,7 +28,7 @@ from trtship.session.pipe import Pipe
 from trtship.session.plans import Plan, Plans
 from trtship.session.pool import Pool, PoolClosedError
 from trtship.session.rig import Rig
-from trtship.session.runs import WARM, Runs
+from trtship.session.runs import Runs
 from trtship.spec import TensorSpec
 
 LOST = "lost"
@@ -57,7 +57,6 @@ class TensorRTSession(Session):
     """
 
     can_poison = True
-    steady_after = WARM - 1
 
     def __init__(
         self,
@@ -101,6 +100,7 @@ class TensorRTSession(Session):
         self._plans = Plans(self.inputs, self.outputs, self.ranges, self._engine, graphs=graphs)
         self._lanes: Pool[Lane] = Pool(partial(Lane, rig), most=max(1, max_contexts), retire=Lane.give_up)
         self._runs = Runs(rig, self._lanes, self._plans, self._pipes)
+        self.steady_after = self._runs.turns - 1
         try:
             rig.ledger.take("engine", self._engine.size)
             if self.kernels.state != "kept":  # a plan that this GPU cannot run is told now, unless it ran here before

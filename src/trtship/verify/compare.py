@@ -24,8 +24,8 @@ def compare(
     progress: Progress = SILENT,
 ) -> Verdict:
     """Run the reference rows at each batch size; passes when every output is finite and within `bound` (relative L2
-    of the worst row). Where a session's later runs go another way than its first (`Session.steady_after`), both are
-    measured, and the one that is further off is told. A session that raises fails the gate: it would fail its user as
+    of the worst row). Where a session's later runs go another way than its first (`Session.steady_after`), all are
+    measured, and the one that is furthest off is told. A session that raises fails the gate: it would fail its user as
     well."""
     measures: list[Measure] = []
     sizes_list = [{**reference.sizes, reference.batch: b} if reference.batch else reference.sizes for b in batches]
@@ -45,9 +45,8 @@ def compare(
                 bound=bound,
                 measures=tuple(measures),
             )
-        first_and_last = runs[:1] + runs[1:][-1:]
         for name in expected:
-            found = [measure(expected[name], outputs[name], output=name, sizes=sizes) for outputs in first_and_last]
+            found = [measure(expected[name], outputs[name], output=name, sizes=sizes) for outputs in runs]
             measures.append(max(found, key=lambda one: (not one.finite, one.rel_l2 or 0.0)))
     return judged(subject, gate, measures, bound=bound, runtime=session.runtime)
 
