@@ -25,7 +25,7 @@ from fake_gpu import GPU, FakeContext, FakeCuda, FakeEngine, FakeFamily, OnGpu, 
 from trtship.errors import DeviceError, ForkedError, GpuFaultError, GpuMemoryError, InputError, OutputError
 from trtship.gpu import Gpu
 from trtship.session import device, slot, tensorrt
-from trtship.session.graphs import EVERY
+from trtship.session.shelf import EVERY
 from trtship.session.tensorrt import TensorRTSession
 
 Opened = tuple[TensorRTSession, FakeCuda, FakeEngine]

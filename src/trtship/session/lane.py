@@ -9,10 +9,11 @@ from typing import Any
 
 from trtship.errors import DeviceError, GpuFaultError, GpuMemoryError
 from trtship.family.context import Context
-from trtship.session.graphs import Addresses, Graphs, Shelf, Use
+from trtship.session.graphs import Addresses, Graphs, Use
 from trtship.session.holdings import Holdings
 from trtship.session.piece import Piece
 from trtship.session.rig import Rig
+from trtship.session.shelf import Shelf
 from trtship.session.slot import HostArray, Slot
 
 
