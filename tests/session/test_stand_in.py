@@ -484,6 +484,17 @@ def test_arrays_of_the_gpu_and_streams_of_batches_run_in_parts_too(opens: Opens)
     kept.clear()
 
 
+@pytest.mark.parametrize("limit", [9.5, 12.5, 13.5, 17.5])
+def test_sizes_whose_contexts_do_not_fit_beside_each_other_run_in_turn(opens: Opens, limit: float) -> None:
+    """However often, and though one of them cannot be cut."""
+    session, _, _ = opens(memory_limit=limit)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        for n in (8, 1, 8, 1, 4, 1, 8, 3) * 6:
+            np.testing.assert_array_equal(session.infer({"x": rows(n)})["y"], right(rows(n)))
+            assert session.memory.total <= limit
+
+
 @pytest.mark.parametrize("sizes", [[8], [8, 4], [1, 8, 3]])
 def test_where_one_context_has_room_callers_take_turns(
     opens: Opens, sizes: list[int], monkeypatch: pytest.MonkeyPatch

@@ -286,7 +286,6 @@ class Runs:
                         lane.trim()
                     return work(lane, plan)
             except GpuMemoryError as error:
-                failed = True
                 if not relieved and self._reliefs < RELIEFS:
                     relieved = True
                     self._reliefs += 1
@@ -296,7 +295,12 @@ class Runs:
                         "contexts", f"at most {lanes.most} calls run at once from now on: {error.what} ({error.why})"
                     )
                 else:
-                    self._smaller(call, error)
+                    try:
+                        self._smaller(call, error)
+                    except GpuMemoryError:
+                        if failed:  # on a lane that had nothing else
+                            raise
+                failed = True
                 self.trim()
 
     def _smaller(self, call: Call, error: GpuMemoryError) -> None:
