@@ -8,8 +8,8 @@ the other steps where there are two GPUs, on the second, but for those that ask 
 soak takes what is left of the time.
 
 A host's cores are soon the limit: processes of many threads each that share them take minutes for seconds' work. So
-every step gets its share (OMP_NUM_THREADS), and threads that wait do not spin (OMP_WAIT_POLICY). With one GPU and 16
-cores all but the soak take some 26 minutes; `--steps deploy soak --minutes 33` is a soak of 30.
+every step gets its share (OMP_NUM_THREADS), and threads that wait do not spin (OMP_WAIT_POLICY). `--steps deploy
+soak --minutes 33` is a soak of 30 minutes.
 """
 
 from __future__ import annotations
