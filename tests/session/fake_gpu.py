@@ -96,7 +96,7 @@ class FakeCuda:
     def allocate(self, size: int) -> int:
         if self.used + size > self.room:
             raise GpuMemoryError("CUDA: out of memory", why="the GPU has too little free memory")
-        memory = (ctypes.c_uint8 * size)()
+        memory = (ctypes.c_uint8 * size)(*[0xAA] * size)  # as others left it
         self.memory[ctypes.addressof(memory)] = memory
         return ctypes.addressof(memory)
 
@@ -265,9 +265,11 @@ class FakeFamily:
         return self.engine
 
 
-def fake_session(
-    monkeypatch: Any, tmp_path: Any, *, top: int = 8, profiles: Any = (), **options: Any
-) -> tuple[TensorRTSession, FakeCuda, FakeEngine]:
+Opened = tuple[TensorRTSession, FakeCuda, FakeEngine]
+Opens = Callable[..., Opened]
+
+
+def fake_session(monkeypatch: Any, tmp_path: Any, *, top: int = 8, profiles: Any = (), **options: Any) -> Opened:
     """A session over the fakes."""
     cuda = FakeCuda()
     engine = FakeEngine(cuda, top, profiles)
@@ -286,3 +288,21 @@ class OnGpu:
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
         return {**self.array.__array_interface__, "version": 3}
+
+
+def in_threads(work: Callable[[int], None], count: int) -> list[BaseException]:
+    """`work(0)`, `work(1)`, ... each in a thread; what they raised."""
+    raised: list[BaseException] = []
+
+    def guarded(seed: int) -> None:
+        try:
+            work(seed)
+        except BaseException as error:
+            raised.append(error)
+
+    threads = [threading.Thread(target=guarded, args=(seed,)) for seed in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return raised

@@ -20,30 +20,24 @@ import msgspec
 import numpy as np
 import pytest
 import torch
-from fake_gpu import GPU, FakeContext, FakeCuda, FakeEngine, FakeFamily, OnGpu, array_at, fake_session
+from fake_gpu import (
+    GPU,
+    FakeContext,
+    FakeCuda,
+    FakeEngine,
+    FakeFamily,
+    OnGpu,
+    Opens,
+    array_at,
+    fake_session,
+    in_threads,
+)
 
 from trtship.errors import DeviceError, ForkedError, GpuFaultError, GpuMemoryError, InputError, OutputError
 from trtship.gpu import Gpu
 from trtship.session import device, slot, tensorrt
 from trtship.session.shelf import EVERY
 from trtship.session.tensorrt import TensorRTSession
-
-Opened = tuple[TensorRTSession, FakeCuda, FakeEngine]
-Opens = Callable[..., Opened]
-
-
-@pytest.fixture
-def opens(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Opens]:
-    sessions: list[TensorRTSession] = []
-
-    def opened(**options: Any) -> Opened:
-        session, cuda, engine = fake_session(monkeypatch, tmp_path, **options)
-        sessions.append(session)
-        return session, cuda, engine
-
-    yield opened
-    for session in sessions:
-        session.close()
 
 
 def rows(count: int, seed: int = 0) -> np.ndarray[Any, Any]:
@@ -418,27 +412,18 @@ def test_a_session_may_be_called_while_it_maps(opens: Opens) -> None:
 
 def test_any_number_of_threads(opens: Opens) -> None:
     session, _, engine = opens(max_contexts=3)
-    wrong: list[BaseException] = []
 
     def work(seed: int) -> None:
         rng = np.random.default_rng(seed)
-        try:
-            for _ in range(60):
-                x = rows(int(rng.integers(1, 21)), int(rng.integers(1000)))
-                if rng.random() < 0.5:
-                    np.testing.assert_array_equal(session.infer({"x": x})["y"], right(x))
-                else:
-                    found = session.infer({"x": OnGpu(x)})["y"]
-                    np.testing.assert_array_equal(array_at(found.address, found.shape), right(x))
-        except BaseException as error:
-            wrong.append(error)
+        for _ in range(60):
+            x = rows(int(rng.integers(1, 21)), int(rng.integers(1000)))
+            if rng.random() < 0.5:
+                np.testing.assert_array_equal(session.infer({"x": x})["y"], right(x))
+            else:
+                found = session.infer({"x": OnGpu(x)})["y"]
+                np.testing.assert_array_equal(array_at(found.address, found.shape), right(x))
 
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong
+    assert in_threads(work, 8) == []
     assert len(engine.contexts) <= 3 * 3  # a context for each of three profiles, on each of three lanes
 
 
@@ -523,11 +508,7 @@ def test_where_one_context_has_room_callers_take_turns(
 
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        threads = [threading.Thread(target=work, args=(seed,)) for seed in range(6)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        assert in_threads(work, 6) == []
     assert wrong == []
     assert not any("parts of at most" in str(one.message) for one in told)
     session.close()

@@ -50,9 +50,7 @@ def compare_with_standing(
                 f"{output} exists", why=error.what, do="--force replaces it, or choose another -o"
             ) from error
         return (f"the bundle that stood there could not be used: {error.what}",), None
-    failed = [
-        f"{v.subject}, {v.gate} failed since it was made" for v in standing.manifest.verdicts if v.state == "failed"
-    ]
+    failed = [f"{v.subject}, {v.gate} failed" for v in standing.manifest.verdicts if v.state == "failed"]
     changed = (*describe_changes(standing.manifest.recipe, recipe), *failed)
     if not changed:
         choice = choice_of(standing)

@@ -70,7 +70,7 @@ class Session(ABC):
 
     steady_after: int = 0
     """Runs of one size before the first that all later ones are like: a plan that runs, is then captured in a CUDA
-    graph and replayed from there on has 2."""
+    graph and replayed from there on has 2, and 3 where batches are rounded up."""
     workers: int = 1
     """Threads that `ainfer` may use."""
 

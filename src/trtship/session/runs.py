@@ -275,10 +275,9 @@ class Runs:
     def _attempt(self, call: Call, work: Callable[[Lane, Plan], T]) -> T:
         """Do the work by the call's plan; where memory runs out, with what others do not use given up for it, in turn
         with other calls, and then by a plan that takes less. Raises GpuMemoryError where nothing takes less."""
-        relieved = failed = False
+        lanes, relieved, failed = self._lanes, False, False
         while True:
             plan: Plan = call.plan
-            lanes = self._lanes
             retired = lanes.retired
             try:
                 with lanes.one() as lane:

@@ -53,8 +53,8 @@ class Slot:
             raise
 
     def clear(self, stream: int) -> None:
-        """Enqueue zeros into all of it."""
-        for address, size in self._memory:
+        """Enqueue zeros into the inputs' buffers."""
+        for address, size in self._memory[: len(self.ins)]:
             self._rig.cuda.fill(address, 0, size, stream)
 
     def fits(self, piece: Piece) -> bool:
