@@ -4,8 +4,9 @@
 
 On a machine with a GPU that nobody else uses. Each step is done over and over; what is told is how many KiB of the
 process's and of the GPU's memory one time leaves, the first quarter left out. The steps of opening are TensorRT's own
-first (a runtime, an engine, one with kernels that were kept, kernels serialized, a context), so that what is trtship's
-can be told from what is not; and the same with one kernel cache for all engines, which none of them outlives.
+first (a runtime, an engine, a kernel cache filled from what was kept, kernels serialized, a context), so that what is
+trtship's can be told from what is not; then with a kernel cache that each engine leaves to the next
+(`trtship/family/spares.py`), as a session does. `held` is what such a cache alone holds once its engine is closed.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import asyncio
 import gc
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,8 +28,12 @@ import runs
 import trtship
 from trtship.bundle import Bundle
 from trtship.family import choose_family
+from trtship.family.kernels import Kernels
+from trtship.family.spares import Owner
 from trtship.session.cuda import Cuda
 from trtship.session.tensorrt import TensorRTSession
+
+OWNER = ("leaks", 0)
 
 
 def taken(cuda: Cuda) -> tuple[float, float]:
@@ -69,12 +75,16 @@ class Opening:
         module, tf32 = self.family.module, self.manifest.precision.tf32
         yield "a runtime", lambda _: module.Runtime(self.family.logger)
         yield "an engine", lambda _: self.family.load(self.plan, tf32=tf32).close()
+        yield (
+            "a kernel cache, filled",
+            lambda _: Kernels(module, self.engine._engine, self.kernels, turn=self.engine.turn),
+        )
         yield "an engine with kernels", lambda _: self.family.load(self.plan, tf32=tf32, kernels=self.kernels).close()
         yield "kernels serialized", lambda _: self.engine.kernels.serialized()
         yield "a context", lambda _: self.context(self.engine)
-        yield "an engine with kernels, and a context", lambda _: self.engine_and_context(self.kernels)
-        yield "an engine with a shared kernel cache, and a context", lambda _: self.engine_and_context(b"", shared=True)
-        yield "the same, its kernels serialized", lambda _: self.engine_and_context(b"", shared=True, serialize=True)
+        yield "an engine with kernels, and a context", lambda _: self.engine_and_context(None)
+        yield "an engine with the last one's kernels, and a context", lambda _: self.engine_and_context(OWNER)
+        yield "the same, its kernels serialized", lambda _: self.engine_and_context(OWNER, serialize=True)
         yield "a session", lambda _: self.session(0)
         yield "a session and a call", lambda _: self.session(1)
         yield "a session and a graph", lambda _: self.session(3)
@@ -84,14 +94,36 @@ class Opening:
         self.cuda.synchronize(self.stream)
         del made
 
-    def engine_and_context(self, kernels: bytes, *, shared: bool = False, serialize: bool = False) -> None:
-        engine = self.family.load(self.plan, tf32=self.manifest.precision.tf32, kernels=kernels)
-        if shared:
-            engine.kernels._cache = self.engine.kernels._cache
+    def engine_and_context(self, owner: Owner | None, *, serialize: bool = False) -> None:
+        engine = self.family.load(self.plan, tf32=self.manifest.precision.tf32, kernels=self.kernels, owner=owner)
         self.context(engine)
         if serialize:
             engine.kernels.serialized()
         engine.close()
+
+    def held(self) -> dict[str, float]:
+        """KiB that a kernel cache alone holds, and those that are left behind once it is gone too; how many references
+        to the engine it has."""
+        before = taken(self.cuda)
+        engine = self.family.load(self.plan, tf32=self.manifest.precision.tf32, kernels=self.kernels)
+        references = sys.getrefcount(engine._engine)
+        cache = engine._engine.create_runtime_config().create_runtime_cache()
+        pins = sys.getrefcount(engine._engine) - references
+        del cache
+        self.context(engine)
+        cache = engine.kernels._cache
+        engine.close()
+        del engine
+        with_cache = taken(self.cuda)
+        del cache
+        after = taken(self.cuda)
+        return {
+            "gpu_kib": round(with_cache[0] - after[0], 1),
+            "host_kib": round(with_cache[1] - after[1], 1),
+            "left_gpu_kib": round(after[0] - before[0], 1),
+            "left_host_kib": round(after[1] - before[1], 1),
+            "references_to_the_engine": pins,
+        }
 
     def session(self, calls: int) -> None:
         m = self.manifest
@@ -142,6 +174,8 @@ def main() -> None:
     for name, step in opening.steps():
         rows[name] = left_behind(step, arguments.cycles, cuda)
         print(name, rows[name], flush=True)
+    held = opening.held()
+    print("held", held, flush=True)
     for name, call in calls(bundle):
         rows[name] = left_behind(call, 10 * arguments.cycles, cuda)
         print(name, rows[name], flush=True)
@@ -154,6 +188,7 @@ def main() -> None:
             "precision": m.precision.value,
             "plan_mib": round(len(opening.plan) / 2**20, 2),
             "kernels_mib": round(len(opening.kernels) / 2**20, 2),
+            "held": held,
             "rows": rows,
         },
     )

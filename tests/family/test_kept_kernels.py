@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from trtship.errors import DeviceError
+from trtship.family import kernels
 from trtship.family.engine import Engine
+from trtship.family.spares import Owner, Spares
 
 
 class Cache:
@@ -60,12 +65,12 @@ class FakeEngine:
         return None if isinstance(made_from, self._refuses) else made_from
 
 
-def engine(*, refuses: type, saved: bytes = b"kernels", has_cache: bool = True) -> Engine:
+def engine(*, refuses: type, saved: bytes = b"kernels", has_cache: bool = True, owner: Owner | None = None) -> Engine:
     names: dict[str, Any] = {"ExecutionContextAllocationStrategy": SimpleNamespace(STATIC="static")}
     rtx = pytest.importorskip("tensorrt_rtx")
     names |= {"__name__": "fake", "ILogger": rtx.ILogger} | ({"IRuntimeCache": Cache} if has_cache else {})
     module = SimpleNamespace(**names)
-    return Engine(module, FakeEngine(refuses), None, variables={}, kernels=saved)
+    return Engine(module, FakeEngine(refuses), None, variables={}, kernels=saved, owner=owner)
 
 
 class Nothing:
@@ -102,3 +107,87 @@ def test_a_tensorrt_without_a_runtime_cache_keeps_none() -> None:
     found.create_context(0, 0)
     assert found.kernels.serialized() == b""
     assert not found.kernels.discarded
+
+
+# kernels that an engine leaves to the next one of its plan
+
+
+@pytest.fixture
+def spares(monkeypatch: pytest.MonkeyPatch) -> Spares:
+    made = Spares(most=3)
+    monkeypatch.setattr(kernels, "SPARES", made)
+    return made
+
+
+def test_the_next_engine_of_a_plan_has_the_cache_of_the_one_before(spares: Spares) -> None:
+    first = engine(refuses=Nothing, owner=("plan", 0))
+    cache = first.kernels._cache
+    first.close()
+    second = engine(refuses=Nothing, saved=b"not read", owner=("plan", 0))
+    assert second.kernels._cache is cache
+    assert second.create_context(0, 0)._context.cache is cache
+    assert second.kernels.serialized() == b"kernels"
+
+
+def test_two_engines_that_are_open_at_once_share_none(spares: Spares) -> None:
+    first, second = (engine(refuses=Nothing, owner=("plan", 0)) for _ in range(2))
+    caches = {id(one.kernels._cache) for one in (first, second)}
+    assert len(caches) == 2
+    first.close()
+    second.close()
+    again = [engine(refuses=Nothing, owner=("plan", 0)) for _ in range(2)]
+    assert {id(one.kernels._cache) for one in again} == caches
+
+
+@pytest.mark.parametrize("owner", [("other", 0), ("plan", 1), None], ids=["another plan", "another gpu", "nobody"])
+def test_no_other_engine_has_it(spares: Spares, owner: Owner | None) -> None:
+    first = engine(refuses=Nothing, owner=("plan", 0))
+    cache = first.kernels._cache
+    first.close()
+    assert engine(refuses=Nothing, owner=owner).kernels._cache is not cache
+
+
+def test_kernels_that_were_discarded_are_left_to_nobody(spares: Spares) -> None:
+    first = engine(refuses=Settings, owner=("plan", 0))
+    discarded = first.kernels._cache
+    first.create_context(0, 0)
+    first.close()
+    assert engine(refuses=Nothing, owner=("plan", 0)).kernels._cache is not discarded
+    assert spares.take(("plan", 0)) is None
+
+
+def test_spares_of_each_gpu_are_bounded_and_those_given_first_make_way(spares: Spares) -> None:
+    for number in range(5):
+        spares.give((f"plan {number}", 0), number)
+    spares.give(("plan 0", 1), "of another GPU")
+    assert [spares.take((f"plan {number}", 0)) for number in range(5)] == [None, None, 2, 3, 4]
+    assert spares.take(("plan 0", 1)) == "of another GPU"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_forked_process_neither_uses_nor_destroys_them() -> None:
+    done = subprocess.run([sys.executable, "-c", FORK], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["child", "None", "parent", "kept"]
+
+
+FORK = """
+import os
+from trtship.family.spares import Spares
+
+class Native:
+    def __del__(self):
+        print("destroyed", flush=True)
+
+spares = Spares(most=1)
+spares.give(("plan", 0), Native())
+child = os.fork()
+if child == 0:
+    print("child", spares.take(("plan", 0)), flush=True)
+    spares.give(("plan", 0), Native())
+else:
+    os.waitpid(child, 0)
+    found = spares.take(("plan", 0))
+    print("parent", "kept" if found else "lost", flush=True)
+    spares.give(("plan", 0), found)
+    del found
+"""

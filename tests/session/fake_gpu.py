@@ -261,7 +261,7 @@ class FakeFamily:
     def environment(self, *, tf32: bool) -> dict[str, str]:
         return {}
 
-    def load(self, plan: bytes, *, tf32: bool, kernels: bytes) -> FakeEngine:
+    def load(self, plan: bytes, *, tf32: bool, kernels: bytes, owner: Any) -> FakeEngine:
         return self.engine
 
 

@@ -10,6 +10,7 @@ from trtship.family.context import Context, refused
 from trtship.family.kernels import Kernels
 from trtship.family.logger import recording
 from trtship.family.profiles import Profile
+from trtship.family.spares import Owner
 from trtship.family.tf32 import environment
 from trtship.spec import ShapeRange, TensorSpec
 
@@ -53,11 +54,12 @@ class Engine:
         *,
         variables: dict[str, str],
         kernels: bytes = b"",
+        owner: Owner | None = None,
         plan_size: int = 0,
     ) -> None:
         self._module, self._engine, self._runtime, self._variables = module, engine, runtime, variables
         self._plan_size, self.turn = plan_size, threading.RLock()
-        self.kernels = Kernels(module, engine, kernels, turn=self.turn)
+        self.kernels = Kernels(module, engine, kernels, turn=self.turn, owner=owner)
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
         is_input = {n: engine.get_tensor_mode(n) == module.TensorIOMode.INPUT for n in names}
         self.inputs = tuple(self._spec(n) for n in names if is_input[n])
@@ -146,7 +148,7 @@ class Engine:
         return str(inspector.get_engine_information(self._module.LayerInformationFormat.JSON))
 
     def close(self) -> None:
-        """Free the kernels, then the engine, then the runtime; after its contexts."""
+        """Free the kernels, or leave them to the next engine, then the engine, then the runtime; after its contexts."""
         self.kernels.close()
         self._engine = None
         self._runtime = None

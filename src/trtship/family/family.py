@@ -15,6 +15,7 @@ from trtship.family.context import refused
 from trtship.family.engine import Engine
 from trtship.family.logger import logger_of, recording
 from trtship.family.profiles import Profile
+from trtship.family.spares import Owner
 from trtship.family.tf32 import environment, environment_for, settle
 
 # family -> names under which pip may have installed it, and what installs it
@@ -196,9 +197,10 @@ class Family:
             plan = builder.build_serialized_network(network, config)
         return None if plan is None else bytes(plan)
 
-    def load(self, plan: bytes, *, tf32: bool = True, kernels: bytes = b"") -> Engine:
-        """Deserialize; `tf32` as the plan was built, `kernels` as an engine of the same plan serialized them. Raises
-        DeviceError.
+    def load(self, plan: bytes, *, tf32: bool = True, kernels: bytes = b"", owner: Owner | None = None) -> Engine:
+        """Deserialize; `tf32` as the plan was built, `kernels` as an engine of the same plan serialized them. With an
+        `owner`, kernels that an engine of the same owner left in this process when it was closed are used in place of
+        those. Raises DeviceError.
 
         Only ever call this with bytes whose hash was checked: a plan is code, and so are kernels.
         """
@@ -221,6 +223,7 @@ class Family:
             runtime,
             variables=self.environment(tf32=tf32),
             kernels=kernels,
+            owner=owner,
             plan_size=len(plan),
         )
 

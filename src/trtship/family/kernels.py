@@ -5,8 +5,12 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from typing import Any, TypeAlias
 
+from trtship.family.spares import Owner, Spares
+
 Turn: TypeAlias = AbstractContextManager[Any]
 """What the contexts of one engine take by turns."""
+SPARES = Spares()
+"""Those of this process."""
 
 
 class Kernels:
@@ -14,16 +18,19 @@ class Kernels:
     when it builds. See https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/inference-library/work-with-runtime-cache.html
     """
 
-    def __init__(self, module: Any, engine: Any, saved: bytes, *, turn: Turn) -> None:
+    def __init__(self, module: Any, engine: Any, saved: bytes, *, turn: Turn, owner: Owner | None = None) -> None:
         """`saved` is what `serialized` gave before, or nothing; it must be bytes whose hash was checked. What this
-        GPU, TensorRT or CUDA cannot use, TensorRT leaves out. `turn` is what the engine's contexts share."""
+        GPU, TensorRT or CUDA cannot use, TensorRT leaves out. `turn` is what the engine's contexts share. An engine of
+        the same `owner` that was closed in this process leaves its cache to this one, and then `saved` is not used."""
         self._module, self._engine, self._cache, self._turn = module, engine, None, turn
-        self.discarded, self._discarded = False, None
+        self._owner, self.discarded, self._discarded = owner, False, None
         if hasattr(module, "IRuntimeCache"):
-            settings = engine.create_runtime_config()
-            self._cache = settings.create_runtime_cache()
-            if saved and not self._cache.deserialize(saved):
-                self._cache.reset()
+            self._cache = None if owner is None else SPARES.take(owner)
+            if self._cache is None:
+                settings = engine.create_runtime_config()
+                self._cache = settings.create_runtime_cache()
+                if saved and not self._cache.deserialize(saved):
+                    self._cache.reset()
 
     def create_context(self, strategy: Any, *, fixed: bool = False, kept: bool = True) -> Any:
         """An `IExecutionContext` of this memory strategy, or None where TensorRT could not make one: its log tells.
@@ -55,5 +62,7 @@ class Kernels:
 
     def close(self) -> None:
         """After the contexts, before the engine."""
+        if self._cache is not None and self._owner is not None:
+            SPARES.give(self._owner, self._cache)
         self._cache = self._discarded = None
         self._engine = None

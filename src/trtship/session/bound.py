@@ -8,10 +8,10 @@ from trtship.errors import GpuFaultError
 from trtship.family import Family
 from trtship.family.context import Context
 from trtship.family.profiles import narrowest
+from trtship.leak import leak
 from trtship.session.cuda import Cuda
 from trtship.session.device import gpu_at
 from trtship.session.kernel_store import KernelStore
-from trtship.session.leak import leak
 
 
 class BoundPlan:
@@ -39,7 +39,7 @@ class BoundPlan:
         self._kernels = KernelStore(plan, gpu, runtime=str(family), variables=variables)
         self._context: Context | None = None
         with self._cuda.selected():
-            self._engine = family.load(plan, tf32=tf32, kernels=self._kernels.load())
+            self._engine = family.load(plan, tf32=tf32, kernels=self._kernels.load(), owner=self._kernels.owner)
             try:
                 profile = narrowest(self._engine.profiles, dict(shapes))
                 self.is_settled = self._engine.is_fixed(profile) or not family.is_rtx

@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from trtship.family.spares import Owner
 from trtship.files import cache_root
 from trtship.gpu import Gpu
 from trtship.kept import Kept
@@ -20,7 +21,8 @@ LIMIT = 4 << 30
 
 
 class KernelStore(Kept):
-    """One plan's kernels on one GPU: a file under `cache_root()/kernels`, named after all that they depend on."""
+    """One plan's kernels on one GPU: a file under `cache_root()/kernels`, named after all that they depend on.
+    `owner` is that name and the GPU's number, for those that stay in this process."""
 
     def __init__(
         self,
@@ -32,9 +34,10 @@ class KernelStore(Kept):
         digest: str | None = None,
         root: Path | None = None,
         limit: int = LIMIT,
+        device: int = 0,
     ) -> None:
-        """`runtime` is the TensorRT that compiles, `variables` are the environment's that it heeds; `digest` is the
-        plan's SHA-256, where it is known."""
+        """`device` is the GPU's number, `runtime` is the TensorRT that compiles, `variables` are the environment's that
+        it heeds; `digest` is the plan's SHA-256, where it is known."""
         inputs = {
             "plan": digest or hashlib.sha256(plan).hexdigest(),
             "runtime": runtime,
@@ -42,4 +45,5 @@ class KernelStore(Kept):
             "gpu": [gpu.name, gpu.compute_capability, gpu.driver],
         }
         name = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+        self.owner: Owner = name, device
         super().__init__((root or cache_root()) / "kernels" / name, "kernels", limit=limit)

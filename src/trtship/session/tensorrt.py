@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from trtship.errors import GpuFaultError, GpuMemoryError, TrtshipError
 from trtship.family import Engine, Family
 from trtship.gpu import Gpu
+from trtship.leak import leak
 from trtship.session.arrays import Array, kind_of
 from trtship.session.base import Session
 from trtship.session.call import Call
@@ -21,7 +22,6 @@ from trtship.session.cuda import Cuda
 from trtship.session.device import gpu_at
 from trtship.session.kernel_store import KernelStore
 from trtship.session.lane import Lane
-from trtship.session.leak import leak
 from trtship.session.mapping import Pending, in_order
 from trtship.session.memory import Ledger, Memory
 from trtship.session.pipe import Pipe
@@ -79,9 +79,9 @@ class TensorRTSession(Session):
         self._pipes: list[Pipe] = []
         self._cuda = Cuda(device)
         variables = family.environment(tf32=tf32)
-        self.kernels = KernelStore(plan, gpu, runtime=str(family), variables=variables, digest=digest)
+        self.kernels = KernelStore(plan, gpu, runtime=str(family), variables=variables, digest=digest, device=device)
         with self._cuda.selected():
-            self._engine: Engine = family.load(plan, tf32=tf32, kernels=self.kernels.load())
+            self._engine: Engine = family.load(plan, tf32=tf32, kernels=self.kernels.load(), owner=self.kernels.owner)
         self.inputs = inputs or self._engine.inputs
         self.outputs = outputs or self._engine.outputs
         self.ranges = self._engine.ranges_of(self.inputs)

@@ -9,7 +9,7 @@ import pytest
 
 CODE = """
 import gc, weakref
-from trtship.session.leak import leak
+from trtship.leak import leak
 
 class Native:
     def __del__(self):
