@@ -2,11 +2,12 @@
 
     python benchmarks/leaks.py BUNDLE [--cycles 120] [--out FILE]
 
-On a machine with a GPU that nobody else uses. Each step is done over and over; what is told is how many KiB of the
-process's and of the GPU's memory one time leaves, the first quarter left out. The steps of opening are TensorRT's own
-first (a runtime, an engine, a kernel cache filled from what was kept, kernels serialized, a context), so that what is
-trtship's can be told from what is not; then with a kernel cache that each engine leaves to the next
-(`trtship/family/spares.py`), as a session does. `held` is what such a cache alone holds once its engine is closed.
+On a machine with a GPU; one that nobody else uses where the driver does not tell what a process has. Each step is done
+over and over; what is told is how many KiB of the process's and of the GPU's memory one time leaves, the first quarter
+left out. The steps of opening are TensorRT's own first (a runtime, an engine, a kernel cache filled from what was kept,
+kernels serialized, a context), so that what is trtship's can be told from what is not; then with a kernel cache that
+each engine leaves to the next (`trtship/family/spares.py`), as a session does. `held` is what such a cache alone holds
+once its engine is closed.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import gc
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,20 +36,25 @@ from trtship.session.cuda import Cuda
 from trtship.session.tensorrt import TensorRTSession
 
 OWNER = ("leaks", 0)
+SETTLE = 10.0
 
 
 def taken(cuda: Cuda) -> tuple[float, float]:
-    """KiB that are not free on the GPU (but for a constant), and those of the process."""
+    """KiB of the GPU's memory (but for a constant), and those of the process."""
     gc.collect()
+    mine = runs.gpu_memory()
     pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return -cuda.free_memory() / 1024, pages * os.sysconf("SC_PAGE_SIZE") / 1024
+    gpu = -cuda.free_memory() / 1024 if mine is None else mine * 1024
+    return gpu, pages * os.sysconf("SC_PAGE_SIZE") / 1024
 
 
-def left_behind(work: Callable[[int], object], times: int, cuda: Cuda) -> dict[str, float]:
-    """KiB of one time."""
+def left_behind(work: Callable[[int], object], times: int, cuda: Cuda, *, settle: float = 0.0) -> dict[str, float]:
+    """KiB of one time. `settle` are seconds in which kernels are compiled in the background."""
     quarter = max(1, times // 4)
-    for index in range(quarter):
-        work(index)
+    for begin, wait in ((0, settle), (quarter, 0.0)) if settle else ((0, 0.0),):
+        for index in range(quarter):
+            work(begin + index)
+        time.sleep(wait)
     gpu, host = taken(cuda)
     for index in range(3 * quarter):
         work(quarter + index)
@@ -82,6 +89,7 @@ class Opening:
         yield "an engine with kernels", lambda _: self.family.load(self.plan, tf32=tf32, kernels=self.kernels).close()
         yield "kernels serialized", lambda _: self.engine.kernels.serialized()
         yield "a context", lambda _: self.context(self.engine)
+        yield "a context, and its kernels serialized", lambda _: self.context(self.engine, serialize=True)
         yield "an engine with kernels, and a context", lambda _: self.engine_and_context(None)
         yield "an engine with the last one's kernels, and a context", lambda _: self.engine_and_context(OWNER)
         yield "the same, its kernels serialized", lambda _: self.engine_and_context(OWNER, serialize=True)
@@ -89,16 +97,16 @@ class Opening:
         yield "a session and a call", lambda _: self.session(1)
         yield "a session and a graph", lambda _: self.session(3)
 
-    def context(self, engine: Any) -> None:
+    def context(self, engine: Any, *, serialize: bool = False) -> None:
         made = engine.create_context(0, self.stream)
         self.cuda.synchronize(self.stream)
+        if serialize:
+            engine.kernels.serialized()
         del made
 
     def engine_and_context(self, owner: Owner | None, *, serialize: bool = False) -> None:
         engine = self.family.load(self.plan, tf32=self.manifest.precision.tf32, kernels=self.kernels, owner=owner)
-        self.context(engine)
-        if serialize:
-            engine.kernels.serialized()
+        self.context(engine, serialize=serialize)
         engine.close()
 
     def held(self) -> dict[str, float]:
@@ -111,7 +119,7 @@ class Opening:
         pins = sys.getrefcount(engine._engine) - references
         del cache
         self.context(engine)
-        cache = engine.kernels._cache
+        cache = engine.kernels._held
         engine.close()
         del engine
         with_cache = taken(self.cuda)
@@ -135,6 +143,14 @@ class Opening:
                 opened.infer(zeros(opened, opened.ranges["B"].opt))
 
 
+def given_up(session: trtship.BundleSession, feeds: dict[str, Any]) -> None:
+    """What is done where memory runs out, and three calls: eagerly, captured, replayed."""
+    plan: Any = session._session
+    plan._runs.trim()
+    for _ in range(3):
+        session.infer(feeds)
+
+
 def zeros(session: Any, batch: int) -> dict[str, Any]:
     return {spec.name: np.zeros(spec.with_sizes({"B": batch}), spec.dtype) for spec in session.inputs}
 
@@ -156,6 +172,7 @@ def calls(bundle: Bundle) -> Iterator[tuple[str, Callable[[int], object]]]:
         yield "graphs, one size", lambda _: session.infer(feeds[0])
         yield "graphs, all sizes in turn", lambda i: session.infer(feeds[i % len(feeds)])
         yield "map, all sizes in turn", lambda i: list(session.map([feeds[i % len(feeds)]] * 2))
+        yield "contexts and graphs given up, and made again", lambda _: given_up(session, feeds[0])
         yield "ainfer", lambda _: asyncio.run(session.ainfer(feeds[0]))
     with opened(bundle, sizes, graphs=0) as session:
         yield "no graphs, one size", lambda _: session.infer(feeds[0])
@@ -177,7 +194,7 @@ def main() -> None:
     held = opening.held()
     print("held", held, flush=True)
     for name, call in calls(bundle):
-        rows[name] = left_behind(call, 10 * arguments.cycles, cuda)
+        rows[name] = left_behind(call, 10 * arguments.cycles, cuda, settle=SETTLE)
         print(name, rows[name], flush=True)
     m = bundle.manifest
     runs.write(

@@ -43,6 +43,15 @@ def deploy(model: str, target: Path, *, precision: str, batch: str) -> None:
     print(f"{model} deployed in {time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True)
 
 
+def gpu_memory() -> float | None:
+    """MiB that this process has on GPUs, as the driver counts; None where it does not tell."""
+    asked = ["nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]
+    done = subprocess.run(asked, capture_output=True, text=True)
+    rows = [line.split(", ") for line in done.stdout.splitlines()]
+    mine = [used for pid, used in (row for row in rows if len(row) == 2) if pid == str(os.getpid())]
+    return float(sum(int(used) for used in mine)) if mine and all(used.isdecimal() for used in mine) else None
+
+
 def shown(command: Sequence[str]) -> str:
     """A command as a reader would type it."""
     return " ".join("python" if part == sys.executable else part for part in command)

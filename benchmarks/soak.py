@@ -27,6 +27,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,8 @@ M_MMAP_THRESHOLD = -3
 LARGE = 1 << 20
 """Bytes from which malloc maps memory of its own, and gives it back: else each thread's arena keeps what its largest
 batches took, and says nothing of the session."""
+WRITE_EVERY = 60.0
+"""Seconds from one time that the results so far are written to the next: a machine may go away."""
 GPU_GROWTH, HOST_GROWTH = 16.0, 64.0
 """MiB that count as none: the GPU's memory is handed out in 2 MiB pages, the host's allocators keep arenas a thread."""
 
@@ -142,11 +145,11 @@ def say(text: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 
-def sample(cuda: Cuda, total: int, begun: float, session: trtship.BundleSession) -> dict[str, float]:
+def sample(used: Callable[[], float], begun: float, session: trtship.BundleSession) -> dict[str, float]:
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return {
         "seconds": round(time.monotonic() - begun, 1),
-        "gpu_used_mib": round((total - cuda.free_memory()) / 2**20, 2),
+        "gpu_used_mib": round(used(), 2),
         "torch_reserved_mib": round(torch.cuda.memory_reserved() / 2**20, 2),
         "session_mib": round(session.memory.total, 2),
         "rss_mib": round(pages * os.sysconf("SC_PAGE_SIZE") / 2**20, 2),
@@ -165,6 +168,40 @@ def growth(samples: list[dict[str, float]], name: str, *, warm_up: float) -> flo
     return round(statistics.median(s[name] for s in last) - statistics.median(s[name] for s in first), 2)
 
 
+def document_of(
+    soak: Soak, samples: list[dict[str, float]], arguments: argparse.Namespace, *, told: bool
+) -> dict[str, Any]:
+    """What there is to say so far; `told`: the driver tells what this process has."""
+    seconds = samples[-1]["seconds"]
+    gpu, host, own = (
+        growth(samples, name, warm_up=arguments.warm_up) for name in ("gpu_used_mib", "rss_mib", "session_mib")
+    )
+    with soak.lock:
+        calls, faults, worst = dict(soak.counts), list(soak.faults), soak.worst
+    failed = bool(faults) or gpu > GPU_GROWTH or host > HOST_GROWTH
+    manifest = soak.session.bundle.manifest
+    return {
+        "what": "a soak: threads, random batches, cancelled calls",
+        "model": manifest.source.source,
+        "precision": manifest.precision.value,
+        "verdict": "failed" if failed else "passed",
+        "minutes": round(seconds / 60, 2),
+        "threads": arguments.threads,
+        "sizes": soak.sizes,
+        "calls": calls,
+        "images_per_s": round(calls.get("images", 0) / seconds, 1),
+        "worst_relative_l2": worst,
+        "bound": soak.bound,
+        "faults": faults[:50],
+        "fault_count": len(faults),
+        "warm_up_seconds": max(arguments.warm_up, WARM_UP * seconds),
+        "growth_mib": {"gpu_used": gpu, "session": own, "rss": host, "allowed": [GPU_GROWTH, HOST_GROWTH]},
+        "gpu_used_by": "this process" if told else "all processes",
+        "session_memory_mib": soak.session.memory._asdict(),
+        "samples": samples[:: max(1, len(samples) // 400)],
+    }
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("bundle", type=Path)
@@ -178,6 +215,12 @@ def main() -> int:
     ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE)
     cuda = Cuda()
     total = torch.cuda.mem_get_info()[1]
+
+    def used() -> float:
+        mine = runs.gpu_memory() if told else None
+        return (total - cuda.free_memory()) / 2**20 if mine is None else mine
+
+    told = runs.gpu_memory() is not None
     with trtship.load(arguments.bundle, runtime="tensorrt") as session:
         limits = session.ranges["B"]
         session.warm_up(sorted({limits.min, limits.opt, limits.max}))
@@ -188,46 +231,24 @@ def main() -> int:
         for worker in workers:
             worker.start()
         samples: list[dict[str, float]] = []
+        written = begun
         while any(worker.is_alive() for worker in workers):
-            samples.append(sample(cuda, total, begun, session))
+            samples.append(sample(used, begun, session))
             with soak.lock:
                 calls = sum(count for way, count in soak.counts.items() if way != "images")
             if len(samples) % 6 == 1:
                 say(f"{calls} calls, worst {soak.worst:.2e}, {len(soak.faults)} faults, {samples[-1]}")
+            if time.monotonic() - written > WRITE_EVERY:
+                written = time.monotonic()
+                runs.write(arguments.out, document_of(soak, samples, arguments, told=told))
             time.sleep(arguments.every)
         for worker in workers:
             worker.join()
-        samples.append(sample(cuda, total, begun, session))
-        seconds = time.monotonic() - begun
-        memory = session.memory._asdict()
-    gpu, host, own = (
-        growth(samples, name, warm_up=arguments.warm_up) for name in ("gpu_used_mib", "rss_mib", "session_mib")
-    )
-    failed = bool(soak.faults) or gpu > GPU_GROWTH or host > HOST_GROWTH
-    manifest = session.bundle.manifest
-    document = {
-        "what": "a soak: threads, random batches, cancelled calls",
-        "model": manifest.source.source,
-        "precision": manifest.precision.value,
-        "verdict": "failed" if failed else "passed",
-        "minutes": round(seconds / 60, 2),
-        "threads": arguments.threads,
-        "sizes": soak.sizes,
-        "calls": dict(soak.counts),
-        "images_per_s": round(soak.counts["images"] / seconds, 1),
-        "worst_relative_l2": soak.worst,
-        "bound": soak.bound,
-        "faults": soak.faults[:50],
-        "fault_count": len(soak.faults),
-        "warm_up_seconds": max(arguments.warm_up, WARM_UP * seconds),
-        "growth_mib": {"gpu_used": gpu, "session": own, "rss": host, "allowed": [GPU_GROWTH, HOST_GROWTH]},
-        "session_memory_mib": memory,
-        "samples": samples[:: max(1, len(samples) // 400)],
-    }
+        samples.append(sample(used, begun, session))
+        document = document_of(soak, samples, arguments, told=told)
     runs.write(arguments.out, document)
-    shown = {name: value for name, value in document.items() if name != "samples"}
-    print(json.dumps(shown, indent=2))
-    return int(failed)
+    print(json.dumps({name: value for name, value in document.items() if name != "samples"}, indent=2))
+    return int(document["verdict"] != "passed")
 
 
 if __name__ == "__main__":

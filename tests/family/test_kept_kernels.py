@@ -121,38 +121,55 @@ def spares(monkeypatch: pytest.MonkeyPatch) -> Spares:
 
 def test_the_next_engine_of_a_plan_has_the_cache_of_the_one_before(spares: Spares) -> None:
     first = engine(refuses=Nothing, owner=("plan", 0))
-    cache = first.kernels._cache
+    cache = first.kernels._held
     first.close()
     second = engine(refuses=Nothing, saved=b"not read", owner=("plan", 0))
-    assert second.kernels._cache is cache
-    assert second.create_context(0, 0)._context.cache is cache
+    assert second.kernels._held is cache
+    assert second.create_context(0, 0)._context.cache is cache.cache
     assert second.kernels.serialized() == b"kernels"
 
 
 def test_two_engines_that_are_open_at_once_share_none(spares: Spares) -> None:
     first, second = (engine(refuses=Nothing, owner=("plan", 0)) for _ in range(2))
-    caches = {id(one.kernels._cache) for one in (first, second)}
+    caches = {id(one.kernels._held) for one in (first, second)}
     assert len(caches) == 2
     first.close()
     second.close()
     again = [engine(refuses=Nothing, owner=("plan", 0)) for _ in range(2)]
-    assert {id(one.kernels._cache) for one in again} == caches
+    assert {id(one.kernels._held) for one in again} == caches
 
 
 @pytest.mark.parametrize("owner", [("other", 0), ("plan", 1), None], ids=["another plan", "another gpu", "nobody"])
 def test_no_other_engine_has_it(spares: Spares, owner: Owner | None) -> None:
     first = engine(refuses=Nothing, owner=("plan", 0))
-    cache = first.kernels._cache
+    cache = first.kernels._held
     first.close()
-    assert engine(refuses=Nothing, owner=owner).kernels._cache is not cache
+    assert engine(refuses=Nothing, owner=owner).kernels._held is not cache
+
+
+def test_there_is_more_to_serialize_where_something_new_was_asked_for_or_time_has_passed(spares: Spares) -> None:
+    first = engine(refuses=Nothing, owner=("plan", 0))
+    assert first.kernels.may_have_more(1000)  # whoever filled it was another process
+    first.kernels.ask(0)
+    first.kernels.serialized()
+    assert not first.kernels.may_have_more(1000)
+    assert first.kernels.may_have_more(0)
+    first.kernels.ask(0)
+    assert not first.kernels.may_have_more(1000)
+    first.close()
+    second = engine(refuses=Nothing, owner=("plan", 0))
+    second.kernels.ask(0)  # as the one before
+    assert not second.kernels.may_have_more(1000)
+    second.kernels.ask((0, (4, 3)))
+    assert second.kernels.may_have_more(1000)
 
 
 def test_kernels_that_were_discarded_are_left_to_nobody(spares: Spares) -> None:
     first = engine(refuses=Settings, owner=("plan", 0))
-    discarded = first.kernels._cache
+    discarded = first.kernels._held
     first.create_context(0, 0)
     first.close()
-    assert engine(refuses=Nothing, owner=("plan", 0)).kernels._cache is not discarded
+    assert engine(refuses=Nothing, owner=("plan", 0)).kernels._held is not discarded
     assert spares.take(("plan", 0)) is None
 
 

@@ -198,9 +198,15 @@ def array_at(address: int, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
 
 
 class FakeKernels:
-    """`held` are the kernels; `asked` counts how often they were serialized."""
+    """`held` are the kernels, of which there may always be more; `asked` counts how often they were serialized."""
 
-    discarded = False
+    discarded, age = False, float("inf")
+
+    def ask(self, what: Any) -> None:
+        pass
+
+    def may_have_more(self, seconds: float) -> bool:
+        return True
 
     def __init__(self) -> None:
         self.held, self.asked = b"", 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Hashable
 from contextlib import AbstractContextManager
 from typing import Any, TypeAlias
 
@@ -13,6 +15,16 @@ SPARES = Spares()
 """Those of this process."""
 
 
+class _Filled:
+    """A kernel cache; what contexts that have it were asked for, whether that is more than was `serialized`, and when
+    that was, by `time.monotonic`."""
+
+    __slots__ = ("asked", "cache", "has_news", "serialized")
+
+    def __init__(self, cache: Any) -> None:
+        self.cache, self.asked, self.has_news, self.serialized = cache, set[Hashable](), False, float("-inf")
+
+
 class Kernels:
     """The runtime cache of one engine, shared by its contexts. TensorRT for RTX alone has one: full TensorRT compiles
     when it builds. See https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/inference-library/work-with-runtime-cache.html
@@ -22,15 +34,15 @@ class Kernels:
         """`saved` is what `serialized` gave before, or nothing; it must be bytes whose hash was checked. What this
         GPU, TensorRT or CUDA cannot use, TensorRT leaves out. `turn` is what the engine's contexts share. An engine of
         the same `owner` that was closed in this process leaves its cache to this one, and then `saved` is not used."""
-        self._module, self._engine, self._cache, self._turn = module, engine, None, turn
-        self._owner, self.discarded, self._discarded = owner, False, None
+        self._module, self._engine, self._turn, self._owner = module, engine, turn, owner
+        self._held: _Filled | None = None
+        self.discarded, self._discarded = False, None
         if hasattr(module, "IRuntimeCache"):
-            self._cache = None if owner is None else SPARES.take(owner)
-            if self._cache is None:
-                settings = engine.create_runtime_config()
-                self._cache = settings.create_runtime_cache()
-                if saved and not self._cache.deserialize(saved):
-                    self._cache.reset()
+            self._held = None if owner is None else SPARES.take(owner)
+            if self._held is None:
+                self._held = _Filled(engine.create_runtime_config().create_runtime_cache())
+                if saved and not self._held.cache.deserialize(saved):
+                    self._held.cache.reset()
 
     def create_context(self, strategy: Any, *, fixed: bool = False, kept: bool = True) -> Any:
         """An `IExecutionContext` of this memory strategy, or None where TensorRT could not make one: its log tells.
@@ -39,30 +51,52 @@ class Kernels:
         meets it, in place of running generic ones until others are compiled in the background. `kept=False`: without
         the kernels that were kept.
         """
-        if self._cache is None or not kept:
+        if self._held is None or not kept:
             return self._engine.create_execution_context(strategy)
         settings = self._engine.create_runtime_config()
         settings.set_execution_context_allocation_strategy(strategy)
         strategies = getattr(self._module, "DynamicShapesKernelSpecializationStrategy", None)
         if fixed and strategies is not None:
             settings.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
-        if not settings.set_runtime_cache(self._cache):
+        if not settings.set_runtime_cache(self._held.cache):
             return self._engine.create_execution_context(strategy)
         return self._engine.create_execution_context(settings)
 
+    def ask(self, what: Hashable) -> None:
+        """A context is about to do this, for which kernels are compiled where the cache has none."""
+        held = self._held
+        if held is not None and what not in held.asked:
+            held.asked.add(what)
+            held.has_news = True
+
+    def may_have_more(self, seconds: float) -> bool:
+        """Whether there may be more to serialize than there was: something was asked for since that had not been
+        before, or that was longer ago than this, so that kernels may have been compiled in the background."""
+        held = self._held
+        return held is not None and (held.has_news or self.age > seconds)
+
+    @property
+    def age(self) -> float:
+        """Seconds since they were serialized; infinity where they never were."""
+        return float("inf") if self._held is None else time.monotonic() - self._held.serialized
+
     def serialized(self) -> bytes:
-        """All kernels compiled or loaded so far; nothing where there are none, or none can be kept."""
+        """All kernels compiled or loaded so far; nothing where there are none, or none can be kept. TensorRT for RTX
+        1.6.1 may leave memory behind each time (`benchmarks/leaks.py`)."""
         with self._turn:
-            memory = None if self._cache is None else self._cache.serialize()
+            if self._held is None:
+                return b""
+            self._held.has_news, self._held.serialized = False, time.monotonic()
+            memory = self._held.cache.serialize()
             return b"" if memory is None else bytes(memory)
 
     def discard(self) -> None:
         """Keep none, and use none of those that were kept, for contexts from now on."""
-        self.discarded, self._cache, self._discarded = True, None, self._cache  # contexts may use it still
+        self.discarded, self._held, self._discarded = True, None, self._held  # contexts may use it still
 
     def close(self) -> None:
         """After the contexts, before the engine."""
-        if self._cache is not None and self._owner is not None:
-            SPARES.give(self._owner, self._cache)
-        self._cache = self._discarded = None
+        if self._held is not None and self._owner is not None:
+            SPARES.give(self._owner, self._held)
+        self._held = self._discarded = None
         self._engine = None

@@ -30,6 +30,7 @@ class Holdings:
         where kernels are to be compiled."""
         context = self._contexts.get(piece.profile) or self._made(piece.profile)
         if not piece.is_known:
+            self._rig.engine.kernels.ask((piece.profile, *piece.shapes.values()))
             piece.learn(self._rig.outputs, context.set_shapes(piece.shapes))
         return context
 
@@ -38,6 +39,7 @@ class Holdings:
         size = rig.engine.context_size(profile)
         rig.ledger.take("contexts", size)
         try:
+            rig.engine.kernels.ask(profile)
             with self.told_of_memory(size):
                 context = rig.engine.create_context(profile, self._stream)
                 rig.cuda.synchronize(self._stream)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -276,23 +275,22 @@ class _Keeper:
     later on once in a while, since it takes time."""
 
     def __init__(self, kernels: KernelStore, engine: Engine) -> None:
-        self._kernels, self._engine, self._kept_at = kernels, engine, 0.0
+        self._kernels, self._engine = kernels, engine
         self._lock, self._asked = threading.Lock(), False
 
     def __call__(self, settled: bool) -> None:
         with self._lock:
             self._asked = True
-            now = time.monotonic()
-            self._keep(now - self._kept_at > KEEP_EVERY if settled else self._kernels.state != "kept")
+            self._keep(self._engine.kernels.age > KEEP_EVERY if settled else self._kernels.state != "kept")
 
     def last(self) -> None:
-        """At the end: with those that were compiled in the background. A session without a context compiled none."""
+        """At the end: with those that were compiled in the background. A session without a context compiled none, and
+        one that did what another did in this process a moment ago compiled nothing else."""
         with self._lock:
-            self._keep(self._asked)
+            self._keep(self._asked and self._engine.kernels.may_have_more(KEEP_EVERY))
 
     def _keep(self, wanted: bool) -> None:
         if self._engine.kernels.discarded:
             self._kernels.forget()
         if wanted:
             self._kernels.keep(self._engine.kernels.serialized())
-            self._kept_at = time.monotonic()
