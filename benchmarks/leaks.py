@@ -3,7 +3,7 @@
     python benchmarks/leaks.py BUNDLE [--cycles 120] [--out FILE]
 
 On a machine with a GPU; one that nobody else uses where the driver does not tell what a process has. Each step is done
-over and over; what is told is how many KiB of the process's and of the GPU's memory one time leaves, the first quarter
+over and over; what is told is how many KiB of the process's and of the GPU's memory one time leaves, the first times
 left out. The steps of opening are TensorRT's own first (a runtime, an engine, a kernel cache filled from what was kept,
 kernels serialized, a context), so that what is trtship's can be told from what is not; then with a kernel cache that
 each engine leaves to the next (`trtship/family/spares.py`), as a session does. `held` is what such a cache alone holds
@@ -17,10 +17,12 @@ import asyncio
 import gc
 import json
 import os
+import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +38,7 @@ from trtship.session.cuda import Cuda
 from trtship.session.tensorrt import TensorRTSession
 
 OWNER = ("leaks", 0)
-SETTLE = 10.0
+SETTLE, WINDOWS = 10.0, 5
 
 
 def taken(cuda: Cuda) -> tuple[float, float]:
@@ -49,20 +51,22 @@ def taken(cuda: Cuda) -> tuple[float, float]:
 
 
 def left_behind(work: Callable[[int], object], times: int, cuda: Cuda, *, settle: float = 0.0) -> dict[str, float]:
-    """KiB of one time. `settle` are seconds in which kernels are compiled in the background."""
-    quarter = max(1, times // 4)
-    for begin, wait in ((0, settle), (quarter, 0.0)) if settle else ((0, 0.0),):
-        for index in range(quarter):
-            work(begin + index)
+    """KiB of one time: the median of WINDOWS, so that what is taken once does not count. `settle` are seconds in which
+    kernels are compiled in the background."""
+    part = max(1, times // (WINDOWS + 1))
+    for wait in (settle, 0.0) if settle else (0.0,):
+        for index in range(part):
+            work(index)
         time.sleep(wait)
-    gpu, host = taken(cuda)
-    for index in range(3 * quarter):
-        work(quarter + index)
-    after = taken(cuda)
-    return {
-        "gpu_kib": round((after[0] - gpu) / (3 * quarter), 1),
-        "host_kib": round((after[1] - host) / (3 * quarter), 1),
-    }
+    marks = [taken(cuda)]
+    for window in range(1, WINDOWS + 1):
+        for index in range(part):
+            work(window * part + index)
+        marks.append(taken(cuda))
+    gpu, host = (
+        statistics.median(later[at] - earlier[at] for earlier, later in pairwise(marks)) / part for at in (0, 1)
+    )
+    return {"gpu_kib": round(gpu, 1), "host_kib": round(host, 1)}
 
 
 class Opening:

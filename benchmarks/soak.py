@@ -6,7 +6,8 @@ is held against the bundle's own reference, and memory against what it was.
 Each thread calls one session with batches of random size (up to 1.25 times the largest, so that some are split; or
 `--sizes`) of random rows of the reference: numpy arrays, torch tensors on the GPU with a stream of the thread's own,
 torch tensors on the host, or `map` over a few. A call of `ainfer` is cancelled every second. Outputs must be within the
-bound that the bundle's plan was gated on. Memory is sampled every few seconds; growth is the median of the last fifth
+bound that the bundle's plan was gated on. It begins with all threads in a `map` at once, since a session keeps buffers
+for as many as there ever were. Memory is sampled every few seconds; growth is the median of the last fifth
 of the samples over that of the first fifth after the warm-up. Ends with 1 where an output was wrong, a call failed, or
 memory grew.
 
@@ -56,7 +57,7 @@ GPU_GROWTH, HOST_GROWTH = 16.0, 64.0
 class Soak:
     """One session, its reference, and what became of every call."""
 
-    def __init__(self, session: trtship.BundleSession, seconds: float, sizes: list[int]) -> None:
+    def __init__(self, session: trtship.BundleSession, seconds: float, sizes: list[int], *, threads: int) -> None:
         self.session, self.seconds = session, seconds
         reference = session.bundle.reference()
         bound = session.bundle.manifest.bounds["plan"]
@@ -71,6 +72,7 @@ class Soak:
         self.worst, self.faults = 0.0, []  # type: float, list[str]
         self.lock = threading.Lock()
         self.ends = time.monotonic() + seconds
+        self.all_there = threading.Barrier(threads)
 
     def check(self, way: str, rows: Any, found: Any) -> None:
         found = found.float().cpu().numpy() if isinstance(found, torch.Tensor) else found
@@ -98,10 +100,20 @@ class Soak:
         try:
             with torch.cuda.stream(stream):
                 stream.wait_stream(torch.cuda.default_stream())
+                self.open_a_map()
                 while time.monotonic() < self.ends:
                     self.one(rng, seed)
         except Exception as error:
             self.fault(f"a thread ended: {type(error).__name__}: {error}")
+
+    def open_a_map(self) -> None:
+        """In all threads before any goes on."""
+        rows = np.arange(self.session.ranges["B"].max) % self.rows
+        opened = self.session.map(self.inputs[rows] for _ in range(4))
+        self.check("map", rows, next(opened))
+        self.all_there.wait(timeout=60)
+        for found in opened:
+            self.check("map", rows, found)
 
     def one(self, rng: np.random.Generator, seed: int) -> None:
         rows = rng.integers(self.rows, size=int(rng.choice(self.sizes)))
@@ -224,7 +236,7 @@ def main() -> int:
     with trtship.load(arguments.bundle, runtime="tensorrt") as session:
         limits = session.ranges["B"]
         session.warm_up(sorted({limits.min, limits.opt, limits.max}))
-        soak = Soak(session, arguments.minutes * 60, arguments.sizes)
+        soak = Soak(session, arguments.minutes * 60, arguments.sizes, threads=arguments.threads)
         workers = [threading.Thread(target=soak.work, args=(seed,)) for seed in range(arguments.threads)]
         workers.append(threading.Thread(target=soak.cancel))
         begun = time.monotonic()

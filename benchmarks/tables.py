@@ -95,14 +95,15 @@ def warm_start() -> str:
 def soak() -> str:
     document = json.loads((RESULTS / "soak.json").read_text())
     calls = sum(count for way, count in document["calls"].items() if way not in ("images", "cancelled"))
-    sizes = ", ".join(map(str, document["sizes"]))
+    sizes = document["sizes"]
+    which = f"{sizes[0]} to {sizes[-1]}" if len(sizes) == sizes[-1] - sizes[0] + 1 else ", ".join(map(str, sizes))
     grown = document["growth_mib"]
     return (
-        f"Soak, {document['minutes']:.1f} minutes: {document['threads']} threads, batches of {sizes}; "
+        f"Soak, {document['minutes']:.1f} minutes: {document['threads']} threads, batches of {which}; "
         f"{document['calls'].get('cancelled', 0)} calls were cancelled; of {calls} {document['fault_count']} failed "
         f"or gave what is not the model's (worst relative L2 {document['worst_relative_l2']:.1e}); after "
-        f"{document['warm_up_seconds']:.0f} s the GPU's memory grew by {grown['gpu_used']:.0f} MiB, the process by "
-        f"{grown['rss']:.0f}. {where(document)}."
+        f"{document['warm_up_seconds']:.0f} s the GPU's memory grew by {grown['gpu_used']:.0f} MiB, of which the "
+        f"session counts {grown['session']:.0f}, the process by {grown['rss']:.0f}. {where(document)}."
     )
 
 

@@ -240,9 +240,13 @@ def test_callers_whose_addresses_and_sizes_are_ever_others_cost_no_captures_in_t
     calls()
     assert session.memory.graphs_kept == 12
     assert set(calls()) == {"launch", "copy", "to_device", "to_host"}
-    clock = time.monotonic
-    monkeypatch.setattr(time, "monotonic", lambda: clock() + 2.5 * EVERY)  # and two more are worth it by then
-    assert calls().count("capture") == 2
+    clock, later = time.monotonic, [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock() + later[0])
+    seen = []
+    for minutes in (1.1, 1.1, 1.1, 1.1, 1.1, 1.1, 60, 60, 60, 600):
+        later[0] += minutes * EVERY
+        seen.append(calls().count("capture"))
+    assert seen == [1, 0, 1, 0, 0, 0, 1, 1, 1, 1]  # after one minute, two, four and so on, and every hour at last
 
 
 def test_graphs_of_open_sizes_are_captured_anew_once_kernels_may_have_been_replaced(

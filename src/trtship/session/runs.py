@@ -205,7 +205,7 @@ class Runs:
     # streams of them
 
     def take_pipe(self, depth: int) -> Pipe:
-        for pipe in list(self._pipes):
+        for pipe in reversed(list(self._pipes)):  # the one that was used last: more of what it needs is there
             if pipe.depth == depth:
                 try:
                     self._pipes.remove(pipe)
