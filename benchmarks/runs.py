@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -46,6 +47,8 @@ def deploy(model: str, target: Path, *, precision: str, batch: str) -> None:
 def gpu_memory() -> float | None:
     """MiB that this process has on GPUs, as the driver counts; None where it does not tell."""
     asked = ["nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]
+    if shutil.which(asked[0]) is None:
+        return None
     done = subprocess.run(asked, capture_output=True, text=True)
     rows = [line.split(", ") for line in done.stdout.splitlines()]
     mine = [used for pid, used in (row for row in rows if len(row) == 2) if pid == str(os.getpid())]

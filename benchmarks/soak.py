@@ -168,20 +168,20 @@ def sample(used: Callable[[], float], begun: float, session: trtship.BundleSessi
     }
 
 
-def growth(samples: list[dict[str, float]], name: str, *, warm_up: float) -> float:
-    """MiB from the first fifth of the samples after the warm-up to the last fifth; infinity where there are fewer than
+def growth(samples: list[dict[str, float]], name: str, *, warm_up: float) -> float | None:
+    """MiB from the first fifth of the samples after the warm-up to the last fifth; None where there are fewer than
     ten."""
     begins = max(warm_up, WARM_UP * samples[-1]["seconds"])
     settled = [one for one in samples if one["seconds"] >= begins]
     if len(settled) < FEWEST:
-        return float("inf")
+        return None
     fifth = max(1, len(settled) // 5)
     first, last = settled[:fifth], settled[-fifth:]
     return round(statistics.median(s[name] for s in last) - statistics.median(s[name] for s in first), 2)
 
 
 def document_of(
-    soak: Soak, samples: list[dict[str, float]], arguments: argparse.Namespace, *, told: bool
+    soak: Soak, samples: list[dict[str, float]], arguments: argparse.Namespace, *, told: bool, ended: bool
 ) -> dict[str, Any]:
     """What there is to say so far; `told`: the driver tells what this process has."""
     seconds = samples[-1]["seconds"]
@@ -190,13 +190,14 @@ def document_of(
     )
     with soak.lock:
         calls, faults, worst = dict(soak.counts), list(soak.faults), soak.worst
-    failed = bool(faults) or gpu > GPU_GROWTH or host > HOST_GROWTH
+    grown = gpu is None or gpu > GPU_GROWTH or host is None or host > HOST_GROWTH
+    verdict = "failed" if faults or grown else "passed"
     manifest = soak.session.bundle.manifest
     return {
         "what": "a soak: threads, random batches, cancelled calls",
         "model": manifest.source.source,
         "precision": manifest.precision.value,
-        "verdict": "failed" if failed else "passed",
+        "verdict": verdict if ended else "not ended",
         "minutes": round(seconds / 60, 2),
         "threads": arguments.threads,
         "sizes": soak.sizes,
@@ -252,12 +253,12 @@ def main() -> int:
                 say(f"{calls} calls, worst {soak.worst:.2e}, {len(soak.faults)} faults, {samples[-1]}")
             if time.monotonic() - written > WRITE_EVERY:
                 written = time.monotonic()
-                runs.write(arguments.out, document_of(soak, samples, arguments, told=told))
+                runs.write(arguments.out, document_of(soak, samples, arguments, told=told, ended=False))
             time.sleep(arguments.every)
         for worker in workers:
             worker.join()
         samples.append(sample(used, begun, session))
-        document = document_of(soak, samples, arguments, told=told)
+        document = document_of(soak, samples, arguments, told=told, ended=True)
     runs.write(arguments.out, document)
     print(json.dumps({name: value for name, value in document.items() if name != "samples"}, indent=2))
     return int(document["verdict"] != "passed")

@@ -96,7 +96,8 @@ def soak() -> str:
     document = json.loads((RESULTS / "soak.json").read_text())
     calls = sum(count for way, count in document["calls"].items() if way not in ("images", "cancelled"))
     sizes = document["sizes"]
-    which = f"{sizes[0]} to {sizes[-1]}" if len(sizes) == sizes[-1] - sizes[0] + 1 else ", ".join(map(str, sizes))
+    all_between = sizes == list(range(sizes[0], sizes[-1] + 1))
+    which = f"{sizes[0]} to {sizes[-1]}" if all_between else ", ".join(map(str, sizes))
     grown = document["growth_mib"]
     return (
         f"Soak, {document['minutes']:.1f} minutes: {document['threads']} threads, batches of {which}; "

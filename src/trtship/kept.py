@@ -10,6 +10,7 @@ from pathlib import Path
 from trtship.errors import OutputError
 from trtship.files import whole_file
 
+NONE = "none kept"
 _DIGEST_BYTES = hashlib.sha256().digest_size
 
 
@@ -20,7 +21,7 @@ class Kept:
     `state` says what became of them: `"none kept"`, `"kept"`, or why they could not be."""
 
     def __init__(self, file: Path, kind: str, *, limit: int) -> None:
-        self.file, self.state = file, "none kept"
+        self.file, self.state = file, NONE
         self._magic, self._limit, self._size = f"trtship {kind} 1\n".encode(), limit, 0
 
     def load(self) -> bytes:
@@ -57,7 +58,7 @@ class Kept:
         """Remove what was kept: nobody can use it."""
         with suppress(OSError):
             self.file.unlink()
-        self._size, self.state = 0, "none kept"
+        self._size, self.state = 0, NONE
 
     def _make_way(self) -> None:
         """Remove the files least lately used, beyond the limit; never this one."""

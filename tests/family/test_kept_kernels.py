@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
+import weakref
 from types import SimpleNamespace
 from typing import Any
 
@@ -147,21 +149,106 @@ def test_no_other_engine_has_it(spares: Spares, owner: Owner | None) -> None:
     assert engine(refuses=Nothing, owner=owner).kernels._held is not cache
 
 
-def test_there_is_more_to_serialize_where_something_new_was_asked_for_or_time_has_passed(spares: Spares) -> None:
-    first = engine(refuses=Nothing, owner=("plan", 0))
-    assert first.kernels.may_have_more(1000)  # whoever filled it was another process
-    first.kernels.ask(0)
-    first.kernels.serialized()
-    assert not first.kernels.may_have_more(1000)
-    assert first.kernels.may_have_more(0)
-    first.kernels.ask(0)
-    assert not first.kernels.may_have_more(1000)
-    first.close()
-    second = engine(refuses=Nothing, owner=("plan", 0))
-    second.kernels.ask(0)  # as the one before
-    assert not second.kernels.may_have_more(1000)
-    second.kernels.ask((0, (4, 3)))
-    assert second.kernels.may_have_more(1000)
+def test_there_is_more_to_serialize_while_kernels_may_be_compiled_for_what_is_new(
+    spares: Spares, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(kernels.time, "monotonic", lambda: now[0])
+    opened = engine(refuses=Nothing, owner=("plan", 0))
+
+    def at(*seconds: float) -> list[bool]:
+        """Whether there may be more then, counted from what is new; if so, it is serialized."""
+        seen, begun = [], now[0]
+        for second in seconds:
+            now[0] = begun + second
+            seen.append(opened.kernels.may_have_more)
+            if seen[-1]:
+                opened.kernels.serialized()
+        return seen
+
+    assert at(0) == [False]  # nothing was asked for
+    opened.kernels.ask(0)
+    assert at(1, 1.5, 2, 3, 5, 80, 100, 1000) == [True, False, True, False, True, True, False, False]
+    opened.close()
+    opened = engine(refuses=Nothing, owner=("plan", 0))
+    opened.kernels.ask(0)  # as the one before
+    assert at(0, 10, 100) == [False, False, False]
+    opened.kernels.ask((0, (4, 3)))
+    assert at(0, 1) == [True, True]
+
+
+def test_kernels_that_were_not_serialized_may_be_more_still(spares: Spares, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = engine(refuses=Nothing, owner=("plan", 0))
+    opened.kernels.ask(0)
+
+    def fails() -> bytes:
+        raise RuntimeError("bad allocation")
+
+    assert opened.kernels._held is not None
+    monkeypatch.setattr(opened.kernels._held.cache, "serialize", fails)
+    with pytest.raises(RuntimeError):
+        opened.kernels.serialized()
+    assert opened.kernels.may_have_more
+
+
+def test_what_was_asked_for_is_remembered_within_bounds(spares: Spares) -> None:
+    opened = engine(refuses=Nothing, owner=("plan", 0))
+    for number in range(3 * kernels.ASKED):
+        opened.kernels.ask(number)
+    assert opened.kernels._held is not None
+    assert len(opened.kernels._held.asked) <= kernels.ASKED
+
+
+def test_the_next_engine_has_the_cache_once_the_last_one_is_destroyed(spares: Spares) -> None:
+    opened = engine(refuses=Nothing, owner=("plan", 0))
+    native = weakref.ref(opened._engine)
+    alive: list[bool] = []
+
+    class Watching(Spares):
+        def give(self, owner: Owner, cache: Any) -> None:
+            alive.append(native() is not None)
+
+    kernels.SPARES = Watching()
+    opened.close()
+    assert alive == [False]
+
+
+def test_a_cache_may_be_given_in_the_middle_of_another_call(spares: Spares) -> None:
+    """By a session that nobody closed, when Python destroys it: that may be at any moment, in any thread."""
+
+    class Plan(str):
+        def __eq__(self, other: object) -> bool:
+            if not given:
+                given.append(True)
+                spares.give(("another plan", 0), "another")
+                assert spares.take(("plan 2", 0)) == "two"
+            return str.__eq__(self, other)
+
+        __hash__ = str.__hash__
+
+    given: list[bool] = []
+    spares.give(("plan 1", 0), "one")
+    spares.give(("plan 2", 0), "two")
+    found: list[Any] = []
+    thread = threading.Thread(target=lambda: found.append(spares.take((Plan("plan 1"), 0))), daemon=True)
+    thread.start()
+    thread.join(20)
+    assert found == ["one"]
+    assert spares.take(("another plan", 0)) == "another"
+
+
+def test_a_cache_that_makes_way_is_destroyed_where_nobody_waits(spares: Spares) -> None:
+    class Native:
+        def __del__(self) -> None:
+            thread = threading.Thread(target=lambda: free.append(spares.take(("nobody's", 0)) is None), daemon=True)
+            thread.start()
+            thread.join(20)
+
+    free: list[bool] = []
+    spares.give(("plan", 0), Native())
+    for number in range(3):
+        spares.give((f"plan {number}", 0), number)
+    assert free == [True]
 
 
 def test_kernels_that_were_discarded_are_left_to_nobody(spares: Spares) -> None:

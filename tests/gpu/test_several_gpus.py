@@ -109,6 +109,7 @@ def test_both_gpus_work_at_once(sessions: Sessions) -> None:
     assert not wrong, wrong
 
 
+@pytest.mark.alone
 def test_each_session_takes_memory_of_its_own_gpu(plan: bytes) -> None:
     """The plan's weights and buffers, and nothing of the other GPU's."""
 

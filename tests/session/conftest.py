@@ -9,6 +9,17 @@ from typing import Any
 import pytest
 from fake_gpu import Opened, Opens, fake_session
 
+from trtship.family import kernels
+from trtship.family.spares import Spares
+
+
+@pytest.fixture(autouse=True)
+def spares(monkeypatch: pytest.MonkeyPatch) -> Spares:
+    """Kernel caches of this test alone."""
+    made = Spares()
+    monkeypatch.setattr(kernels, "SPARES", made)
+    return made
+
 
 @pytest.fixture
 def opens(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Opens]:

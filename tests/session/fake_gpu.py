@@ -10,11 +10,14 @@ import ctypes
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 from trtship.errors import DeviceError, GpuFaultError, GpuMemoryError
+from trtship.family.kernels import Kernels
+from trtship.family.spares import Owner
 from trtship.gpu import Gpu
 from trtship.session import tensorrt as tensorrt_session
 from trtship.session.tensorrt import TensorRTSession
@@ -197,23 +200,22 @@ def array_at(address: int, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
     return np.frombuffer(memory, np.float32)[:count].reshape(shape)
 
 
-class FakeKernels:
-    """`held` are the kernels, of which there may always be more; `asked` counts how often they were serialized."""
-
-    discarded, age = False, float("inf")
-
-    def ask(self, what: Any) -> None:
-        pass
-
-    def may_have_more(self, seconds: float) -> bool:
-        return True
+class FakeCache:
+    """A kernel cache: `held` are the kernels; `asked` counts how often they were serialized."""
 
     def __init__(self) -> None:
         self.held, self.asked = b"", 0
 
-    def serialized(self) -> bytes:
+    def deserialize(self, saved: bytes) -> bool:
+        self.held = saved
+        return True
+
+    def serialize(self) -> bytes:
         self.asked += 1
         return self.held
+
+
+MODULE = SimpleNamespace(IRuntimeCache=FakeCache)
 
 
 class FakeEngine:
@@ -225,10 +227,10 @@ class FakeEngine:
     refuses_capture = False
 
     def __init__(self, cuda: FakeCuda, top: int = 8, profiles: tuple[tuple[int, int, int], ...] = ()) -> None:
-        self.cuda, self.kernels, self.closed = cuda, FakeKernels(), False
-        self.top = top
+        self.cuda, self.closed, self.top = cuda, False, top
         self.contexts: list[FakeContext] = []
         self.turn = threading.RLock()
+        self.kernels = Kernels(MODULE, self, b"", turn=self.turn)
         self.profiles = tuple(
             {"x": ((low, FEATURES), (opt, FEATURES), (high, FEATURES))}
             for low, opt, high in (profiles or ((1, 4, top), (4, 4, 4), (8, 8, 8)))
@@ -251,8 +253,20 @@ class FakeEngine:
         self.contexts.append(FakeContext(self, profile, self.context_size(profile)))
         return self.contexts[-1]
 
+    def create_runtime_config(self) -> Any:
+        return SimpleNamespace(create_runtime_cache=FakeCache)
+
+    @property
+    def cache(self) -> FakeCache:
+        """Its kernels'."""
+        assert self.kernels._held is not None
+        found: FakeCache = self.kernels._held.cache
+        return found
+
     def close(self) -> None:
         self.closed = True
+        self.kernels.close()
+        self.kernels.leave()
 
 
 class FakeFamily:
@@ -267,7 +281,8 @@ class FakeFamily:
     def environment(self, *, tf32: bool) -> dict[str, str]:
         return {}
 
-    def load(self, plan: bytes, *, tf32: bool, kernels: bytes, owner: Any) -> FakeEngine:
+    def load(self, plan: bytes, *, tf32: bool, kernels: bytes, owner: Owner) -> FakeEngine:
+        self.engine.kernels = Kernels(MODULE, self.engine, kernels, turn=self.engine.turn, owner=owner)
         return self.engine
 
 

@@ -34,9 +34,10 @@ from fake_gpu import (
 )
 
 from trtship.errors import DeviceError, ForkedError, GpuFaultError, GpuMemoryError, InputError, OutputError
+from trtship.family import kernels
+from trtship.family.spares import Spares
 from trtship.gpu import Gpu
 from trtship.session import device, slot, tensorrt
-from trtship.session.shelf import EVERY
 from trtship.session.tensorrt import TensorRTSession
 
 
@@ -117,7 +118,7 @@ def test_a_closed_session_is_not_warmed(opens: Opens) -> None:
 def test_smaller_parts_of_tensors_on_the_gpu_are_learned_first(opens: Opens) -> None:
     """Nobody has run a piece of four rows when memory runs out under one of eight."""
     session, _, engine = opens()
-    engine.kernels.held = b"kernels"
+    engine.cache.held = b"kernels"
     session.infer({"x": rows(4)})
     session.close()
     session, _, _ = opens(memory_limit=12)  # which makes no context before the first call: kernels were kept
@@ -225,14 +226,14 @@ def test_callers_whose_addresses_and_sizes_are_ever_others_cost_no_captures_in_t
     session, cuda, _ = opens(graphs=12, max_contexts=1)
     session._rig.settles = False  # kernels that were replaced are another reason to capture
     rng = np.random.default_rng(5)
-    tensors = {n: [OnGpu(np.zeros((n, 4), np.float32)) for _ in range(6)] for n in range(1, 9)}
+    tensors, outs = ({n: [OnGpu(np.zeros((n, 4), np.float32)) for _ in range(6)] for n in range(1, 9)} for _ in "io")
 
     def calls() -> list[str]:
         begun = len(cuda.calls)
         for _ in range(300):
             n = int(rng.integers(1, 9))
             x, out = rng.choice(6, size=2)
-            session.infer({"x": tensors[n][x]}, out=tensors[n][out])
+            session.infer({"x": tensors[n][x]}, out=outs[n][out])
             session.infer({"x": rows(n)})
             list(session.map({"x": rows(int(size))} for size in rng.integers(1, 9, size=3)))
         return cuda.calls[begun:]
@@ -243,10 +244,29 @@ def test_callers_whose_addresses_and_sizes_are_ever_others_cost_no_captures_in_t
     clock, later = time.monotonic, [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock() + later[0])
     seen = []
-    for minutes in (1.1, 1.1, 1.1, 1.1, 1.1, 1.1, 60, 60, 60, 600):
-        later[0] += minutes * EVERY
+    for minutes in (1.1, 1.1, 1.1, 1.1, 1.1, 1.1, 60, 60, 60, 40, 61, 59, 61):
+        later[0] += minutes * 60
         seen.append(calls().count("capture"))
-    assert seen == [1, 0, 1, 0, 0, 0, 1, 1, 1, 1]  # after one minute, two, four and so on, and every hour at last
+    assert seen == [1, 0, 1, 0, 0, 0, 1, 1, 1, 1, 1, 0, 1]  # after one minute, two, four and so on; every hour at last
+    session._runs.trim()
+    calls()
+    assert "capture" not in calls()
+    later[0] += 1.1 * 60
+    assert calls().count("capture") == 1  # what was given up may come again as soon as at the beginning
+
+
+def test_the_ring_that_was_used_last_is_used_first(opens: Opens, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slot, "ROOM", 0)  # buffers of just the size that is needed
+    session, cuda, _ = opens()
+    small, large = (session.map({"x": rows(n)} for _ in range(4)) for n in (1, 8))
+    next(small)
+    next(large)
+    list(small)
+    list(large)
+    held = sorted(len(memory) for memory in cuda.memory.values())
+    for found in session.map({"x": rows(8)} for _ in range(4)):
+        np.testing.assert_array_equal(found["y"], right(rows(8)))
+    assert sorted(len(memory) for memory in cuda.memory.values()) == held
 
 
 def test_graphs_of_open_sizes_are_captured_anew_once_kernels_may_have_been_replaced(
@@ -596,20 +616,97 @@ def test_kernels_that_cannot_be_serialized_keep_no_memory(opens: Opens, monkeypa
     assert everything_is_free(cuda)
 
 
-def test_kernels_are_kept_by_who_may_have_compiled_some(opens: Opens) -> None:
+def test_kernels_are_kept_by_who_may_have_compiled_some(opens: Opens, monkeypatch: pytest.MonkeyPatch) -> None:
     session, _, engine = opens()
-    engine.kernels.held = b"kernels"
+    engine.cache.held = b"kernels"
     session.infer({"x": rows(4)})
     session.close()
     assert session.kernels.load() == b"kernels"
-    second, _, engine = opens()
-    assert second.kernels.state == "kept"
-    second.close()
-    assert (engine.contexts, engine.kernels.asked) == ([], 0)  # nothing ran, nothing was compiled
-    third, _, engine = opens()
-    third.infer({"x": rows(4)})
-    third.close()
-    assert engine.kernels.asked == 1
+    for infers, asked in ((False, 0), (True, 1)):  # in another process each
+        monkeypatch.setattr(kernels, "SPARES", Spares())
+        session, _, engine = opens()
+        assert (session.kernels.state, engine.cache.held) == ("kept", b"kernels")
+        cache = engine.cache
+        if infers:
+            session.infer({"x": rows(4)})
+        session.close()
+        assert (len(engine.contexts), cache.asked) == (int(infers), asked)
+
+
+def test_a_session_that_does_what_one_before_did_has_its_kernels_and_serializes_none(
+    opens: Opens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorRT for RTX keeps memory each time that a cache is filled, or serialized."""
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    session, _, engine = opens()
+    cache = engine.cache
+    cache.held = b"kernels"
+
+    def asked_by(*sizes: int) -> int:
+        """How often a session that is called with these sizes serializes."""
+        before = cache.asked
+        for n in sizes:
+            for _ in range(3):
+                session.infer({"x": rows(n)})
+        session.close()
+        return cache.asked - before
+
+    seen = [asked_by(4, 3)]
+    later = [(0, (4, 3)), (0, (4, 3)), (0, (5,)), (0, (5,)), (4, (4,)), (1, (4,)), (200, (4,)), (1, (4,))]
+    for seconds, sizes in later:
+        now[0] += seconds
+        session, _, engine = opens()
+        assert engine.cache is cache
+        seen.append(asked_by(*sizes))
+    # where none were kept; a new size, and it again later: kernels are compiled in the background
+    assert seen == [1, 0, 0, 1, 0, 1, 0, 1, 0]
+
+
+def test_kernels_that_are_compiled_after_the_first_graph_was_captured_are_kept(
+    opens: Opens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session, _, engine = opens()
+    engine.cache.held = b"kernels"
+    session.close()
+    monkeypatch.setattr(kernels, "SPARES", Spares())  # another process, to which a size is new
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    session, _, engine = opens()
+    for _ in range(3):
+        session.infer({"x": rows(3)})
+    now[0] += 5
+    engine.cache.held = b"kernels, and those of three rows"
+    session.close()
+    assert session.kernels.load() == b"kernels, and those of three rows"
+
+
+def test_kernels_are_kept_once_in_a_while_at_most_while_a_session_runs(
+    opens: Opens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    session, _, engine = opens()
+    engine.cache.held = b"kernels"
+    session.infer({"x": rows(8)})  # none were kept
+    seen = []
+    for n in range(1, 8):
+        for _ in range(3):
+            session.infer({"x": rows(n)})
+        now[0] += 13
+        seen.append(engine.cache.asked)
+    assert seen == [2, 2, 2, 3, 3, 3, 4]
+
+
+def test_kernels_are_left_to_sessions_of_the_same_gpu_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    caches = []
+    for number in (0, 1, 0, 1):
+        session, _, engine = fake_session(monkeypatch, tmp_path, device=number)
+        caches.append(engine.cache)
+        session.close()
+    assert caches[0] is caches[2]
+    assert caches[1] is caches[3]
+    assert caches[0] is not caches[1]
 
 
 def everything_is_free(cuda: FakeCuda) -> bool:

@@ -148,7 +148,8 @@ class Engine:
         return str(inspector.get_engine_information(self._module.LayerInformationFormat.JSON))
 
     def close(self) -> None:
-        """Free the kernels, or leave them to the next engine, then the engine, then the runtime; after its contexts."""
+        """Free the engine, then the runtime, and leave the kernels to the next engine; after its contexts."""
         self.kernels.close()
         self._engine = None
         self._runtime = None
+        self.kernels.leave()

@@ -15,14 +15,23 @@ SPARES = Spares()
 """Those of this process."""
 
 
-class _Filled:
-    """A kernel cache; what contexts that have it were asked for, whether that is more than was `serialized`, and when
-    that was, by `time.monotonic`."""
+SOON, SETTLED = 1.0, 60.0
+"""Seconds after something was asked for before which they are not serialized again, and after which nothing is compiled
+in the background any more."""
+ASKED = 4096
+"""Things asked for that are remembered."""
 
-    __slots__ = ("asked", "cache", "has_news", "serialized")
+
+class _Filled:
+    """A kernel cache, and what contexts that have it were asked for; how often that was new, now and when it was
+    serialized; and when either was, the last time, by `time.monotonic`."""
+
+    __slots__ = ("asked", "asked_at", "cache", "news", "serialized", "serialized_at")
 
     def __init__(self, cache: Any) -> None:
-        self.cache, self.asked, self.has_news, self.serialized = cache, set[Hashable](), False, float("-inf")
+        self.cache, self.asked = cache, set[Hashable]()
+        self.news = self.serialized = 0
+        self.asked_at = self.serialized_at = float("-inf")
 
 
 class Kernels:
@@ -63,31 +72,42 @@ class Kernels:
         return self._engine.create_execution_context(settings)
 
     def ask(self, what: Hashable) -> None:
-        """A context is about to do this, for which kernels are compiled where the cache has none."""
+        """A context is about to do this, for which kernels are compiled where the cache has none: at once, or in the
+        background."""
         held = self._held
         if held is not None and what not in held.asked:
+            if len(held.asked) >= ASKED:
+                held.asked.clear()
             held.asked.add(what)
-            held.has_news = True
+            held.news += 1
+            held.asked_at = time.monotonic()
 
-    def may_have_more(self, seconds: float) -> bool:
-        """Whether there may be more to serialize than there was: something was asked for since that had not been
-        before, or that was longer ago than this, so that kernels may have been compiled in the background."""
+    @property
+    def may_have_more(self) -> bool:
+        """Whether there may be more to serialize than there was: nobody serialized them since something new was asked
+        for; or so soon after it that kernels may have been compiled in the background since. (To serialize costs time,
+        and memory in TensorRT for RTX 1.6.1, so that there is twice as long from one time to the next.)"""
         held = self._held
-        return held is not None and (held.has_news or self.age > seconds)
+        if held is None or held.news != held.serialized:
+            return held is not None
+        after = held.serialized_at - held.asked_at
+        return after < SETTLED and time.monotonic() - held.asked_at >= max(SOON, 2 * after)
 
     @property
     def age(self) -> float:
         """Seconds since they were serialized; infinity where they never were."""
-        return float("inf") if self._held is None else time.monotonic() - self._held.serialized
+        held = self._held
+        return float("inf") if held is None else time.monotonic() - held.serialized_at
 
     def serialized(self) -> bytes:
-        """All kernels compiled or loaded so far; nothing where there are none, or none can be kept. TensorRT for RTX
-        1.6.1 may leave memory behind each time (`benchmarks/leaks.py`)."""
+        """All kernels compiled or loaded so far; nothing where there are none, or none can be kept."""
         with self._turn:
-            if self._held is None:
+            held = self._held
+            if held is None:
                 return b""
-            self._held.has_news, self._held.serialized = False, time.monotonic()
-            memory = self._held.cache.serialize()
+            news, begun = held.news, time.monotonic()
+            memory = held.cache.serialize()
+            held.serialized, held.serialized_at = news, begun
             return b"" if memory is None else bytes(memory)
 
     def discard(self) -> None:
@@ -95,8 +115,11 @@ class Kernels:
         self.discarded, self._held, self._discarded = True, None, self._held  # contexts may use it still
 
     def close(self) -> None:
-        """After the contexts, before the engine."""
-        if self._held is not None and self._owner is not None:
-            SPARES.give(self._owner, self._held)
-        self._held = self._discarded = None
-        self._engine = None
+        """After the contexts; the engine may be destroyed from then on."""
+        self._engine = self._discarded = None
+
+    def leave(self) -> None:
+        """To the next engine of the same owner; after this one was destroyed."""
+        held, self._held = self._held, None
+        if held is not None and self._owner is not None:
+            SPARES.give(self._owner, held)

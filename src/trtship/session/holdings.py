@@ -28,9 +28,10 @@ class Holdings:
     def context(self, piece: Piece) -> Context:
         """The context for a piece, whose outputs' shapes are known from then on. The first for a profile takes seconds
         where kernels are to be compiled."""
-        context = self._contexts.get(piece.profile) or self._made(piece.profile)
         if not piece.is_known:
             self._rig.engine.kernels.ask((piece.profile, *piece.shapes.values()))
+        context = self._contexts.get(piece.profile) or self._made(piece.profile)
+        if not piece.is_known:
             piece.learn(self._rig.outputs, context.set_shapes(piece.shapes))
         return context
 
@@ -39,7 +40,6 @@ class Holdings:
         size = rig.engine.context_size(profile)
         rig.ledger.take("contexts", size)
         try:
-            rig.engine.kernels.ask(profile)
             with self.told_of_memory(size):
                 context = rig.engine.create_context(profile, self._stream)
                 rig.cuda.synchronize(self._stream)

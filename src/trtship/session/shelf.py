@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import time
-
 from trtship.session.buckets import SHARE
 from trtship.session.graphs import Addresses, Graphs, Use
 from trtship.session.piece import Piece
+from trtship.session.rarely import Rarely
 from trtship.session.rig import Rig
 
 PATIENCE = 8
 """Times the number of graphs that a lane keeps: runs after which one that was not launched may make way for another."""
-EVERY, AT_MOST = 60.0, 3600.0
+EVERY, LONGEST = 60.0, 3600.0
 """Seconds after which a lane may capture one graph more at addresses that are not its own, once it has captured as many
-as it keeps; twice as many after each, up to the second. Each capture takes an eager run, and with callers whose
-addresses and sizes are ever others one in fifteen calls would be one: of time that the copies between would not have
-cost, and of memory that TensorRT for RTX keeps (`trtship.session.lane`)."""
+as it keeps; the pause is twice as long after each, up to the second. Each capture takes an eager run, and with callers
+whose addresses and sizes are ever others one in fifteen calls would be one: of time that the copies between would not
+have cost, and of memory that TensorRT for RTX keeps (`trtship.session.lane`). So also a size beside the buckets that
+takes the place of another."""
 AGAIN = 3
 """The run from which on a size that may run in its bucket's graph is worth one of its own."""
 LOOK = 64
@@ -31,7 +31,8 @@ class Shelf:
         self._rig = rig
         self.pieces: dict[Piece, Graphs] = {}
         self.tick = 0
-        self._may_capture, self._next_at, self._pause = rig.graphs, 0.0, EVERY  # at addresses of others
+        self._elsewhere = Rarely(rig.graphs, pause=EVERY, longest=LONGEST)
+        self._exchanges = Rarely(self._most_beside_buckets, pause=EVERY, longest=LONGEST)
         self._look_again = 0
 
     def of(self, piece: Piece) -> Graphs:
@@ -50,7 +51,7 @@ class Shelf:
         calls of its piece can go, and may take the place of one at other addresses; or the least lately used has not
         been used for so long that its place is better given to another. (To make room at every call would cost more
         than it saves.) At others' addresses there is one in a while at most (`EVERY`)."""
-        if use is not Use.LANE and not self._may_once_more():
+        if use is not Use.LANE and not self._elsewhere.may:
             return False
         kept = [graph for graphs in self.pieces.values() for graph in graphs.kept.values()]
         most = self._rig.graphs
@@ -93,7 +94,7 @@ class Shelf:
         used = [one[0] for one in self._beside_buckets()]
         if len(used) < self._most_beside_buckets:
             return True
-        if self.tick - min(used) > PATIENCE * self._rig.graphs and self._may_once_more():
+        if self.tick - min(used) > PATIENCE * self._rig.graphs and self._exchanges.may:
             return True
         self._look_again = self.tick + LOOK
         return False
@@ -102,11 +103,13 @@ class Shelf:
         """Free the least lately used, so that one more may be kept, of this piece; for one of the lane's buffers, first
         those at other addresses. Nothing of the lane runs now."""
         if use is not Use.LANE:
-            self._spend()
+            self._elsewhere.did()
         elif piece.bucket is not None:
             beside = sorted(self._beside_buckets(), key=lambda one: one[0])
-            for _, at, graphs in beside[: max(0, len(beside) + 1 - self._most_beside_buckets)]:
-                self._spend()
+            surplus = beside[: max(0, len(beside) + 1 - self._most_beside_buckets)]
+            if surplus:
+                self._exchanges.did()
+            for _, at, graphs in surplus:
                 graphs.drop(at)
         kept = [
             (use is Use.LANE and graph.use is Use.LANE, graph.used, at, graphs)
@@ -116,16 +119,6 @@ class Shelf:
         kept.sort(key=lambda one: one[:2])
         for _, _, at, graphs in kept[: max(0, len(kept) - self._rig.graphs + 1)]:
             graphs.drop(at)
-
-    def _may_once_more(self) -> bool:
-        return self._may_capture > 0 or time.monotonic() >= self._next_at
-
-    def _spend(self) -> None:
-        if self._may_capture > 0:
-            self._may_capture -= 1
-        else:
-            self._pause = min(2 * self._pause, AT_MOST)
-        self._next_at = time.monotonic() + self._pause
 
     def forget(self, addresses: Addresses) -> None:
         """Free all graphs at addresses that are about to be given back. None of them runs."""
@@ -137,3 +130,5 @@ class Shelf:
             graphs.clear()
         self.pieces.clear()
         self._look_again = 0
+        self._elsewhere.restart()
+        self._exchanges.restart()

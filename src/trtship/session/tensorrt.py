@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from trtship.errors import GpuFaultError, GpuMemoryError, TrtshipError
 from trtship.family import Engine, Family
 from trtship.gpu import Gpu
+from trtship.kept import NONE
 from trtship.leak import leak
 from trtship.session.arrays import Array, kind_of
 from trtship.session.base import Session
@@ -275,19 +276,20 @@ class _Keeper:
     later on once in a while, since it takes time."""
 
     def __init__(self, kernels: KernelStore, engine: Engine) -> None:
-        self._kernels, self._engine = kernels, engine
-        self._lock, self._asked = threading.Lock(), False
+        self._kernels, self._engine, self._lock = kernels, engine, threading.Lock()
 
     def __call__(self, settled: bool) -> None:
+        kernels = self._engine.kernels
         with self._lock:
-            self._asked = True
-            self._keep(self._engine.kernels.age > KEEP_EVERY if settled else self._kernels.state != "kept")
+            if settled:
+                self._keep(kernels.age > KEEP_EVERY and kernels.may_have_more)
+            else:
+                self._keep(self._kernels.state != "kept")
 
     def last(self) -> None:
-        """At the end: with those that were compiled in the background. A session without a context compiled none, and
-        one that did what another did in this process a moment ago compiled nothing else."""
+        """At the end: with those that were compiled in the background."""
         with self._lock:
-            self._keep(self._asked and self._engine.kernels.may_have_more(KEEP_EVERY))
+            self._keep(self._engine.kernels.may_have_more or self._kernels.state == NONE)
 
     def _keep(self, wanted: bool) -> None:
         if self._engine.kernels.discarded:

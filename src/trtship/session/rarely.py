@@ -1,0 +1,30 @@
+"""What may be done some times, and then ever more rarely."""
+
+from __future__ import annotations
+
+import time
+
+
+class Rarely:
+    """`times` times, and from then on once after each pause: of `pause` seconds at first, and twice as long after each
+    time, up to `longest`."""
+
+    def __init__(self, times: int, *, pause: float, longest: float) -> None:
+        self._times, self._first, self._longest = times, pause, longest
+        self._pause, self._next_at = pause, 0.0
+
+    @property
+    def may(self) -> bool:
+        return self._times > 0 or time.monotonic() >= self._next_at
+
+    def did(self) -> None:
+        """It was done."""
+        if self._times > 0:
+            self._times -= 1
+        else:
+            self._pause = min(2 * self._pause, self._longest)
+        self._next_at = time.monotonic() + self._pause
+
+    def restart(self) -> None:
+        """Once now, and then after the first pause."""
+        self._pause, self._next_at = self._first / 2, 0.0
