@@ -258,7 +258,7 @@ def test_callers_whose_addresses_and_sizes_are_ever_others_cost_no_captures_in_t
 def test_the_ring_that_was_used_last_is_used_first(opens: Opens, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slot, "ROOM", 0)  # buffers of just the size that is needed
     session, cuda, _ = opens()
-    small, large = (session.map({"x": rows(n)} for _ in range(4)) for n in (1, 8))
+    small, large = (session.map([{"x": rows(n)}] * 4) for n in (1, 8))
     next(small)
     next(large)
     list(small)
