@@ -40,6 +40,8 @@ import trtship
 from trtship.session.cuda import Cuda
 from trtship.verify.compare import as_session_takes
 
+WAYS = {"numpy": 0.35, "torch_gpu": 0.4, "torch_host": 0.2, "map": 0.05}
+"""Of the calls."""
 WARM_UP = 0.1
 """Of the time, at least: contexts, graphs and allocators settle."""
 FEWEST = 10
@@ -57,7 +59,9 @@ GPU_GROWTH, HOST_GROWTH = 16.0, 64.0
 class Soak:
     """One session, its reference, and what became of every call."""
 
-    def __init__(self, session: trtship.BundleSession, seconds: float, sizes: list[int], *, threads: int) -> None:
+    def __init__(
+        self, session: trtship.BundleSession, seconds: float, sizes: list[int], *, threads: int, ways: list[str]
+    ) -> None:
         self.session, self.seconds = session, seconds
         reference = session.bundle.reference()
         bound = session.bundle.manifest.bounds["plan"]
@@ -73,6 +77,8 @@ class Soak:
         self.lock = threading.Lock()
         self.ends = time.monotonic() + seconds
         self.all_there = threading.Barrier(threads)
+        self.ways = [way for way in WAYS if way in ways]
+        self.shares = [WAYS[way] / sum(WAYS[way] for way in self.ways) for way in self.ways]
 
     def check(self, way: str, rows: Any, found: Any) -> None:
         found = found.float().cpu().numpy() if isinstance(found, torch.Tensor) else found
@@ -100,7 +106,8 @@ class Soak:
         try:
             with torch.cuda.stream(stream):
                 stream.wait_stream(torch.cuda.default_stream())
-                self.open_a_map()
+                if "map" in self.ways:
+                    self.open_a_map()
                 while time.monotonic() < self.ends:
                     self.one(rng, seed)
         except Exception as error:
@@ -117,7 +124,7 @@ class Soak:
 
     def one(self, rng: np.random.Generator, seed: int) -> None:
         rows = rng.integers(self.rows, size=int(rng.choice(self.sizes)))
-        way = rng.choice(["numpy", "torch_gpu", "torch_host", "map"], p=[0.35, 0.4, 0.2, 0.05])
+        way = rng.choice(list(self.ways), p=self.shares)
         if way == "numpy":
             self.check(way, rows, self.session(self.inputs[rows]))
         elif way == "torch_gpu":
@@ -201,6 +208,7 @@ def document_of(
         "minutes": round(seconds / 60, 2),
         "threads": arguments.threads,
         "sizes": soak.sizes,
+        "ways": soak.ways,
         "calls": calls,
         "images_per_s": round(calls.get("images", 0) / seconds, 1),
         "worst_relative_l2": worst,
@@ -221,6 +229,8 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--threads", type=int, default=16)
     parser.add_argument("--sizes", type=int, nargs="+", default=[], metavar="N", help="of batches (default: all)")
+    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS), help="to call (default: all)")
+    parser.add_argument("--no-cancel", dest="cancel", action="store_false", help="no calls that are cancelled")
     parser.add_argument("--warm-up", type=float, default=60, help="seconds before memory counts, at least a tenth")
     parser.add_argument("--every", type=float, default=5, help="seconds from one sample to the next")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "soak.json")
@@ -237,9 +247,10 @@ def main() -> int:
     with trtship.load(arguments.bundle, runtime="tensorrt") as session:
         limits = session.ranges["B"]
         session.warm_up(sorted({limits.min, limits.opt, limits.max}))
-        soak = Soak(session, arguments.minutes * 60, arguments.sizes, threads=arguments.threads)
+        soak = Soak(session, arguments.minutes * 60, arguments.sizes, threads=arguments.threads, ways=arguments.ways)
         workers = [threading.Thread(target=soak.work, args=(seed,)) for seed in range(arguments.threads)]
-        workers.append(threading.Thread(target=soak.cancel))
+        if arguments.cancel:
+            workers.append(threading.Thread(target=soak.cancel))
         begun = time.monotonic()
         for worker in workers:
             worker.start()
