@@ -4,7 +4,8 @@
 
 Each step is a command of its own with its log in FOLDER and what is left of the time; its results are written as they
 come, so that a round that is ended loses only the step under way. A table of the steps comes last. The tests run beside
-the other steps where there are two GPUs, on the second, but for those that ask what the GPU has free (`alone`). The
+the other steps where there are two GPUs, on the second, but for those that ask what the GPU has free (`alone`), and those
+of sessions on both (`several`). The
 soak takes what is left of the time.
 
 A host's cores are soon the limit: processes of many threads each that share them take minutes for seconds' work. So
@@ -33,7 +34,8 @@ DIGITS = ("examples/digits/model.py:digits_swin", "--checkpoint", "examples/digi
 WORKERS = 4
 SOAK = 30.0
 """Minutes, where as many are left."""
-STEPS = ("tests", "deploy", "overhead", "warm_start", "digits", "leaks", "alone", "soak")
+STEPS = ("tests", "deploy", "overhead", "warm_start", "digits", "leaks", "wide", "rounding", "alone", "several", "soak")
+LAST = ("alone", "several", "soak")
 
 
 @dataclass
@@ -50,7 +52,8 @@ class Round:
         return self.until - time.monotonic()
 
     def command(self, step: str) -> list[str]:
-        name, python = "digits" if step in ("digits", "leaks") else "swin", sys.executable
+        names = {"digits": "digits", "leaks": "digits", "wide": "wide", "rounding": "wide"}
+        name, python = names.get(step, "swin"), sys.executable
         bundle = str(self.out / f"{name}.trtship")
         script = [python, str(ROOT / "benchmarks" / f"{'session_overhead' if step == 'overhead' else step}.py"), bundle]
         suite = [python, "-m", "pytest", str(ROOT / "tests" / "gpu"), "-q", "-p", "no:cacheprovider", "-m"]
@@ -59,10 +62,12 @@ class Round:
                 return [*suite, "not alone", "-n", str(WORKERS), "--dist", "loadfile"]
             case "alone":
                 return [*suite, "alone"]
-            case "deploy" | "digits":
+            case "several":
+                return [*suite[:3], str(ROOT / "tests" / "gpu" / "test_several_gpus.py"), *suite[4:-1]]
+            case "deploy" | "digits" | "wide":
                 source = DIGITS if step == "digits" else (MODEL, "--random-weights")
                 command = [python, "-m", "trtship", "deploy", *source, "--precision", "fp16"]
-                return [*command, "--batch", "1:8:32", "-o", bundle, "--force"]
+                return [*command, "--batch", "1:32:128" if step == "wide" else "1:8:32", "-o", bundle, "--force"]
             case "soak":
                 minutes = max(0.5, min(SOAK, self.left / 60 - 0.5))
                 settles = ["--warm-up", f"{min(60, 20 * minutes):.0f}", "--every", "2"]
@@ -74,9 +79,10 @@ class Round:
         if self.left <= 0:
             self.rows.append((step, 0.0, "not begun: no time was left"))
             return
+        gpus = list_gpus() if step == "several" else list_gpus()[gpu : gpu + 1]
         environment = {
             **os.environ,
-            "CUDA_VISIBLE_DEVICES": list_gpus()[gpu].uuid,
+            "CUDA_VISIBLE_DEVICES": ",".join(one.uuid for one in gpus),
             "OMP_NUM_THREADS": str(threads),
             "OMP_WAIT_POLICY": "PASSIVE",
             "PYTHONUNBUFFERED": "1",
@@ -109,7 +115,7 @@ def main() -> int:
         shutil.copy(suite, arguments.out / suite.name)  # tests that are not reached keep what they last said
     whole = Round(arguments.out.resolve(), time.monotonic() + 60 * arguments.minutes)
     cores = os.cpu_count() or 1
-    rest = [step for step in STEPS if step in arguments.steps and step not in ("tests", "alone", "soak")]
+    rest = [step for step in STEPS if step in arguments.steps and step not in ("tests", *LAST)]
     beside = len(gpus) > 1 and "tests" in arguments.steps and bool(rest)
     of_tests = max(1, cores // (WORKERS * (2 if beside else 1)))
     if "tests" in arguments.steps and not beside:
@@ -121,7 +127,7 @@ def main() -> int:
         whole.run(step, gpu=0, threads=max(1, cores // 2 if beside else cores))
     if beside:
         tests.join()
-    for step in ("alone", "soak"):
+    for step in LAST:
         if step in arguments.steps:
             whole.run(step, gpu=0, threads=cores)
     for step, seconds, ended in whole.rows:

@@ -1,7 +1,7 @@
 """A bundle under load for as long as it is told: many threads, random batches, calls that are cancelled; every output
 is held against the bundle's own reference, and memory against what it was.
 
-    python benchmarks/soak.py BUNDLE [--minutes 30] [--threads 16] [--sizes N ...] [--out FILE]
+    python benchmarks/soak.py BUNDLE [--minutes 30] [--threads 16] [--sizes N ...] [--ways WAY ...] [--out FILE]
 
 Each thread calls one session with batches of random size (up to 1.25 times the largest, so that some are split; or
 `--sizes`) of random rows of the reference: numpy arrays, torch tensors on the GPU with a stream of the thread's own,
