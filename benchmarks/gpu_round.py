@@ -4,9 +4,8 @@
 
 Each step is a command of its own with its log in FOLDER and what is left of the time; its results are written as they
 come, so that a round that is ended loses only the step under way. A table of the steps comes last. The tests run beside
-the other steps where there are two GPUs, on the second, but for those that ask what the GPU has free (`alone`), and those
-of sessions on both (`several`). The
-soak takes what is left of the time.
+the other steps where there are two GPUs, on the second, but for those that ask what the GPU has free (`alone`), and
+those of sessions on both (`several`). The soak takes what is left of the time.
 
 A host's cores are soon the limit: processes of many threads each that share them take minutes for seconds' work. So
 every step gets its share (OMP_NUM_THREADS), and threads that wait do not spin (OMP_WAIT_POLICY). `--steps deploy
