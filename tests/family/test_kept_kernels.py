@@ -149,7 +149,7 @@ def test_no_other_engine_has_it(spares: Spares, owner: Owner | None) -> None:
     assert engine(refuses=Nothing, owner=owner).kernels._held is not cache
 
 
-def test_there_is_more_to_serialize_while_kernels_may_be_compiled_for_what_is_new(
+def test_there_may_be_more_to_serialize_at_once_where_something_is_new_and_then_ever_more_rarely(
     spares: Spares, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [1000.0]
@@ -166,15 +166,35 @@ def test_there_is_more_to_serialize_while_kernels_may_be_compiled_for_what_is_ne
                 opened.kernels.serialized()
         return seen
 
-    assert at(0) == [False]  # nothing was asked for
     opened.kernels.ask(0)
-    assert at(1, 1.5, 2, 3, 5, 80, 100, 1000) == [True, False, True, False, True, True, False, False]
+    assert at(0, 0.5, 1, 2.5, 3, 6, 7, 14, 15, 1000) == [True, *[False, True] * 4, True]
     opened.close()
+    now[0] += 600
     opened = engine(refuses=Nothing, owner=("plan", 0))
     opened.kernels.ask(0)  # as the one before
-    assert at(0, 10, 100) == [False, False, False]
+    assert at(0, 10, 7200, 7300, 7329) == [True, False, True, False, True]
     opened.kernels.ask((0, (4, 3)))
-    assert at(0, 1) == [True, True]
+    assert at(0, 0.5, 1) == [True, False, True]
+
+
+def test_what_is_asked_for_while_they_are_serialized_is_news(spares: Spares, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(kernels.time, "monotonic", lambda: now[0])
+    opened = engine(refuses=Nothing, owner=("plan", 0))
+    opened.kernels.ask(0)
+    assert opened.kernels._held is not None
+    monkeypatch.setattr(opened.kernels._held.cache, "serialize", lambda: opened.kernels.ask(1))
+    opened.kernels.serialized()
+    now[0] += 0.1
+    assert opened.kernels.may_have_more
+
+
+def test_a_cache_is_left_once(spares: Spares) -> None:
+    opened = engine(refuses=Nothing, owner=("plan", 0))
+    opened.close()
+    opened.close()
+    assert spares.take(("plan", 0)) is not None
+    assert spares.take(("plan", 0)) is None
 
 
 def test_kernels_that_were_not_serialized_may_be_more_still(spares: Spares, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,12 +290,12 @@ def test_spares_of_each_gpu_are_bounded_and_those_given_first_make_way(spares: S
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 def test_a_forked_process_neither_uses_nor_destroys_them() -> None:
-    done = subprocess.run([sys.executable, "-c", FORK], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", FORK], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.split() == ["child", "None", "parent", "kept"]
 
 
 FORK = """
-import os
+import os, threading
 from trtship.family.spares import Spares
 
 class Native:
@@ -284,7 +304,17 @@ class Native:
 
 spares = Spares(most=1)
 spares.give(("plan", 0), Native())
+held, forked = threading.Event(), threading.Event()
+
+def hold():
+    with spares._lock:
+        held.set()
+        forked.wait()
+
+threading.Thread(target=hold).start()
+held.wait()
 child = os.fork()
+forked.set()
 if child == 0:
     print("child", spares.take(("plan", 0)), flush=True)
     spares.give(("plan", 0), Native())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import time
 import warnings
 from typing import Any
 
@@ -114,6 +115,41 @@ def test_a_size_that_comes_again_has_a_graph_of_its_own(opens: Opens) -> None:
     shelf = session._lanes._free[0]._shelf
     kept = {piece.shapes["x"][0]: piece.is_bucket for piece, graphs in shelf.pieces.items() if graphs.kept}
     assert kept == {50: False, min(size for size in session._plans._sizes if size > 50): True}
+
+
+@pytest.mark.parametrize("before", ["callers with addresses of their own", "memory that ran out"])
+def test_a_size_that_has_come_to_be_usual_gets_a_graph_whatever_was_before(
+    opens: Opens, monkeypatch: pytest.MonkeyPatch, before: str
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    session, _, _ = opens(graphs=24)
+    eager = sizes_run(monkeypatch)
+
+    def has_graph(n: int) -> bool:
+        """Whether a size of which there are many runs as itself."""
+        eager.clear()
+        for _ in range(300):
+            session.infer({"x": np.ones((n, 4), np.float32)})
+        return n in eager
+
+    usual = [n for n in range(60, 100) if n not in session._plans._sizes]
+    assert [has_graph(n) for n in usual[:6]] == [True] * 6  # as many as there is room for beside the buckets
+    if before == "memory that ran out":
+        for n in usual[6:18]:  # one for another, ever more rarely
+            now[0] += 3700
+            has_graph(n)
+        assert not all([has_graph(n) for n in usual[18:22]])
+        session._runs.trim()
+        assert [has_graph(n) for n in usual[:6]] == [True] * 6
+    else:
+        x, outs = OnGpu(np.ones((8, 4), np.float32)), [OnGpu(np.ones((8, 4), np.float32)) for _ in range(60)]
+        for out in outs:
+            now[0] += 3700
+            has_graph(usual[0])
+            for _ in range(3):
+                session.infer({"x": x}, out=out)
+    assert has_graph(usual[30])
 
 
 def test_where_no_graph_may_make_way_it_goes_on_as_its_bucket(opens: Opens) -> None:

@@ -22,6 +22,7 @@ import pytest
 import torch
 from fake_gpu import (
     GPU,
+    FakeCache,
     FakeContext,
     FakeCuda,
     FakeEngine,
@@ -247,7 +248,7 @@ def test_callers_whose_addresses_and_sizes_are_ever_others_cost_no_captures_in_t
     for minutes in (1.1, 1.1, 1.1, 1.1, 1.1, 1.1, 60, 60, 60, 40, 61, 59, 61):
         later[0] += minutes * 60
         seen.append(calls().count("capture"))
-    assert seen == [1, 0, 1, 0, 0, 0, 1, 1, 1, 1, 1, 0, 1]  # after one minute, two, four and so on; every hour at last
+    assert seen == [1, 1, 0, 1, 0, 0, 1, 1, 1, 1, 1, 0, 1]  # after one minute, two, four and so on; every hour at last
     session._runs.trim()
     calls()
     assert "capture" not in calls()
@@ -696,6 +697,65 @@ def test_kernels_are_kept_once_in_a_while_at_most_while_a_session_runs(
         now[0] += 13
         seen.append(engine.cache.asked)
     assert seen == [2, 2, 2, 3, 3, 3, 4]
+
+
+def test_graphs_that_are_captured_anew_are_no_reason_to_serialize_again_and_again(
+    opens: Opens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    session, _, engine = opens()
+    engine.cache.held = b"kernels"
+    for _ in range(100):
+        for _ in range(3):
+            session.infer({"x": rows(4)})
+        session._runs.trim()
+        now[0] += 31
+    assert 5 < engine.cache.asked < 20
+
+
+def test_a_plan_that_could_not_be_run_keeps_no_kernels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """They would say that it ran here."""
+    monkeypatch.setattr(FakeCache, "serialize", lambda self: b"of a context that was never made")
+
+    def refused(*_: Any) -> Any:
+        raise DeviceError("TensorRT refused")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(FakeEngine, "create_context", refused)
+        with pytest.raises(DeviceError, match="refused"):
+            fake_session(monkeypatch, tmp_path)
+    assert not list(tmp_path.rglob("*"))
+    fake_session(monkeypatch, tmp_path)[0].close()
+    assert [found.parent.name for found in tmp_path.rglob("*") if found.is_file()] == ["kernels"]
+
+
+def test_a_context_whose_making_is_interrupted_goes_before_the_engine(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    made: list[FakeContext] = []
+    closed: list[bool] = []
+    create, close = FakeEngine.create_context, FakeEngine.close
+
+    def created(engine: FakeEngine, profile: int, stream: int) -> FakeContext:
+        made.append(create(engine, profile, stream))
+        monkeypatch.setattr(engine.cuda, "synchronize", interrupted)
+        return made[-1]
+
+    def interrupted(stream: int) -> None:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    def closing(engine: FakeEngine) -> None:
+        closed.extend(context.closed for context in made)
+        close(engine)
+
+    monkeypatch.setattr(FakeEngine, "create_context", created)
+    with pytest.MonkeyPatch.context() as other:
+        other.setattr(FakeEngine, "close", closing)
+        with pytest.raises(KeyboardInterrupt):
+            fake_session(monkeypatch, tmp_path)
+    assert closed == [True]
 
 
 def test_kernels_are_left_to_sessions_of_the_same_gpu_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

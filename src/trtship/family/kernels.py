@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from typing import Any, TypeAlias
 
 from trtship.family.spares import Owner, Spares
+from trtship.rarely import Rarely
 
 Turn: TypeAlias = AbstractContextManager[Any]
 """What the contexts of one engine take by turns."""
@@ -15,23 +16,24 @@ SPARES = Spares()
 """Those of this process."""
 
 
-SOON, SETTLED = 1.0, 60.0
-"""Seconds after something was asked for before which they are not serialized again, and after which nothing is compiled
-in the background any more."""
+SOON, LONGEST = 1.0, 3600.0
+"""Seconds after which there may be more to serialize though nothing new was asked for, since TensorRT compiles in the
+background; each time twice as many as the time before, up to the second. (It costs time, and memory that TensorRT for
+RTX 1.6.1 keeps.)"""
 ASKED = 4096
 """Things asked for that are remembered."""
 
 
 class _Filled:
-    """A kernel cache, and what contexts that have it were asked for; how often that was new, now and when it was
-    serialized; and when either was, the last time, by `time.monotonic`."""
+    """A kernel cache; what contexts that have it were asked for, and how much of that was new, now and when it was
+    serialized; when that was, by `time.monotonic`, and when it is worth it again."""
 
-    __slots__ = ("asked", "asked_at", "cache", "news", "serialized", "serialized_at")
+    __slots__ = ("again", "asked", "cache", "news", "serialized", "serialized_at")
 
     def __init__(self, cache: Any) -> None:
         self.cache, self.asked = cache, set[Hashable]()
-        self.news = self.serialized = 0
-        self.asked_at = self.serialized_at = float("-inf")
+        self.news, self.serialized, self.serialized_at = 0, 0, float("-inf")
+        self.again = Rarely(0, pause=SOON, longest=LONGEST)
 
 
 class Kernels:
@@ -45,7 +47,8 @@ class Kernels:
         the same `owner` that was closed in this process leaves its cache to this one, and then `saved` is not used."""
         self._module, self._engine, self._turn, self._owner = module, engine, turn, owner
         self._held: _Filled | None = None
-        self.discarded, self._discarded = False, None
+        self.discarded = False
+        self._discarded: _Filled | None = None
         if hasattr(module, "IRuntimeCache"):
             self._held = None if owner is None else SPARES.take(owner)
             if self._held is None:
@@ -80,18 +83,14 @@ class Kernels:
                 held.asked.clear()
             held.asked.add(what)
             held.news += 1
-            held.asked_at = time.monotonic()
+            held.again.restart()
 
     @property
     def may_have_more(self) -> bool:
-        """Whether there may be more to serialize than there was: nobody serialized them since something new was asked
-        for; or so soon after it that kernels may have been compiled in the background since. (To serialize costs time,
-        and memory in TensorRT for RTX 1.6.1, so that there is twice as long from one time to the next.)"""
+        """Whether there may be more to serialize than there was: something new was asked for since, or so much time has
+        passed that it is worth to look."""
         held = self._held
-        if held is None or held.news != held.serialized:
-            return held is not None
-        after = held.serialized_at - held.asked_at
-        return after < SETTLED and time.monotonic() - held.asked_at >= max(SOON, 2 * after)
+        return held is not None and (held.news != held.serialized or held.again.may)
 
     @property
     def age(self) -> float:
@@ -108,11 +107,14 @@ class Kernels:
             news, begun = held.news, time.monotonic()
             memory = held.cache.serialize()
             held.serialized, held.serialized_at = news, begun
+            held.again.did()
             return b"" if memory is None else bytes(memory)
 
     def discard(self) -> None:
         """Keep none, and use none of those that were kept, for contexts from now on."""
-        self.discarded, self._held, self._discarded = True, None, self._held  # contexts may use it still
+        if self._held is not None:
+            self._discarded, self._held = self._held, None  # contexts may use it still
+        self.discarded = True
 
     def close(self) -> None:
         """After the contexts; the engine may be destroyed from then on."""

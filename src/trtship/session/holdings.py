@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from trtship.errors import DeviceError, GpuMemoryError
+from trtship.errors import DeviceError, GpuFaultError, GpuMemoryError
 from trtship.family.context import Context
+from trtship.leak import leak
 from trtship.session.piece import Piece
 from trtship.session.rig import Rig
 from trtship.session.slot import Slot
@@ -38,12 +39,18 @@ class Holdings:
     def _made(self, profile: int) -> Context:
         rig = self._rig
         size = rig.engine.context_size(profile)
+        context = None
         rig.ledger.take("contexts", size)
         try:
             with self.told_of_memory(size):
                 context = rig.engine.create_context(profile, self._stream)
                 rig.cuda.synchronize(self._stream)
-        except BaseException:
+        except GpuFaultError:
+            leak(context)
+            raise
+        except BaseException:  # the traceback has it, and the engine must not go before it
+            if context is not None:
+                context.close()
             rig.ledger.give("contexts", size)
             raise
         self._contexts[profile] = context

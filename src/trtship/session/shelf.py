@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from trtship.rarely import Rarely
 from trtship.session.buckets import SHARE
 from trtship.session.graphs import Addresses, Graphs, Use
 from trtship.session.piece import Piece
-from trtship.session.rarely import Rarely
 from trtship.session.rig import Rig
 
 PATIENCE = 8

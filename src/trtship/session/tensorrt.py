@@ -276,20 +276,22 @@ class _Keeper:
     later on once in a while, since it takes time."""
 
     def __init__(self, kernels: KernelStore, engine: Engine) -> None:
-        self._kernels, self._engine, self._lock = kernels, engine, threading.Lock()
+        self._kernels, self._engine = kernels, engine
+        self._lock, self._ran = threading.Lock(), False
 
     def __call__(self, settled: bool) -> None:
         kernels = self._engine.kernels
         with self._lock:
+            self._ran = True
             if settled:
                 self._keep(kernels.age > KEEP_EVERY and kernels.may_have_more)
             else:
                 self._keep(self._kernels.state != "kept")
 
     def last(self) -> None:
-        """At the end: with those that were compiled in the background."""
+        """At the end: with those that were compiled in the background. A session without a context compiled none."""
         with self._lock:
-            self._keep(self._engine.kernels.may_have_more or self._kernels.state == NONE)
+            self._keep(self._ran and (self._engine.kernels.may_have_more or self._kernels.state == NONE))
 
     def _keep(self, wanted: bool) -> None:
         if self._engine.kernels.discarded:

@@ -6,12 +6,12 @@ import time
 
 
 class Rarely:
-    """`times` times, and from then on once after each pause: of `pause` seconds at first, and twice as long after each
-    time, up to `longest`."""
+    """`times` times, and from then on after a pause each time: of `pause` seconds, then twice as long after each, up
+    to `longest`."""
 
     def __init__(self, times: int, *, pause: float, longest: float) -> None:
         self._times, self._first, self._longest = times, pause, longest
-        self._pause, self._next_at = pause, 0.0
+        self._pause, self._next_at = pause, float("-inf")
 
     @property
     def may(self) -> bool:
@@ -19,12 +19,13 @@ class Rarely:
 
     def did(self) -> None:
         """It was done."""
+        pause = self._pause
         if self._times > 0:
             self._times -= 1
         else:
-            self._pause = min(2 * self._pause, self._longest)
-        self._next_at = time.monotonic() + self._pause
+            self._pause = min(2 * pause, self._longest)
+        self._next_at = time.monotonic() + pause
 
     def restart(self) -> None:
         """Once now, and then after the first pause."""
-        self._pause, self._next_at = self._first / 2, 0.0
+        self._pause, self._next_at = self._first, float("-inf")
