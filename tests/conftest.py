@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
+
+from clock import Clock
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """What `time.monotonic` goes by in this test."""
+    made = Clock()
+    monkeypatch.setattr(time, "monotonic", made.monotonic)
+    return made
 
 
 @pytest.fixture(scope="session")

@@ -2,24 +2,8 @@
 
 from __future__ import annotations
 
-import pytest
-
-from trtship import rarely
+from clock import Clock
 from trtship.rarely import Rarely
-
-
-class Clock:
-    now = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    made = Clock()
-    monkeypatch.setattr(rarely, "time", made)
-    return made
 
 
 def pauses(what: Rarely, clock: Clock, count: int) -> list[int]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from trtship.errors import OutputError
 from trtship.files import whole_file
 
-NONE = "none kept"
+NONE, KEPT = "none kept", "kept"
 _DIGEST_BYTES = hashlib.sha256().digest_size
 
 
@@ -38,7 +38,7 @@ class Kept:
             return b""
         with suppress(OSError):
             os.utime(self.file)
-        self._size, self.state = len(found), "kept"
+        self._size, self.state = len(found), KEPT
         return found
 
     def keep(self, data: bytes) -> None:
@@ -49,7 +49,7 @@ class Kept:
         try:
             with whole_file(self.file) as draft:
                 draft.write_bytes(self._magic + hashlib.sha256(data).digest() + data)
-            self._size, self.state = len(data), "kept"
+            self._size, self.state = len(data), KEPT
             self._make_way()
         except (OutputError, OSError) as error:
             self.state = f"not kept: {error}"

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from clock import Clock
 from trtship.errors import DeviceError
 from trtship.family import kernels
 from trtship.family.engine import Engine
@@ -150,17 +151,15 @@ def test_no_other_engine_has_it(spares: Spares, owner: Owner | None) -> None:
 
 
 def test_there_may_be_more_to_serialize_at_once_where_something_is_new_and_then_ever_more_rarely(
-    spares: Spares, monkeypatch: pytest.MonkeyPatch
+    spares: Spares, clock: Clock
 ) -> None:
-    now = [1000.0]
-    monkeypatch.setattr(kernels.time, "monotonic", lambda: now[0])
     opened = engine(refuses=Nothing, owner=("plan", 0))
 
     def at(*seconds: float) -> list[bool]:
         """Whether there may be more then, counted from what is new; if so, it is serialized."""
-        seen, begun = [], now[0]
+        seen, begun = [], clock.now
         for second in seconds:
-            now[0] = begun + second
+            clock.now = begun + second
             seen.append(opened.kernels.may_have_more)
             if seen[-1]:
                 opened.kernels.serialized()
@@ -169,7 +168,7 @@ def test_there_may_be_more_to_serialize_at_once_where_something_is_new_and_then_
     opened.kernels.ask(0)
     assert at(0, 0.5, 1, 2.5, 3, 6, 7, 14, 15, 1000) == [True, *[False, True] * 4, True]
     opened.close()
-    now[0] += 600
+    clock.now += 600
     opened = engine(refuses=Nothing, owner=("plan", 0))
     opened.kernels.ask(0)  # as the one before
     assert at(0, 10, 7200, 7300, 7329) == [True, False, True, False, True]
@@ -177,15 +176,15 @@ def test_there_may_be_more_to_serialize_at_once_where_something_is_new_and_then_
     assert at(0, 0.5, 1) == [True, False, True]
 
 
-def test_what_is_asked_for_while_they_are_serialized_is_news(spares: Spares, monkeypatch: pytest.MonkeyPatch) -> None:
-    now = [1000.0]
-    monkeypatch.setattr(kernels.time, "monotonic", lambda: now[0])
+def test_what_is_asked_for_while_they_are_serialized_is_news(
+    spares: Spares, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     opened = engine(refuses=Nothing, owner=("plan", 0))
     opened.kernels.ask(0)
     assert opened.kernels._held is not None
     monkeypatch.setattr(opened.kernels._held.cache, "serialize", lambda: opened.kernels.ask(1))
     opened.kernels.serialized()
-    now[0] += 0.1
+    clock.now += 0.1
     assert opened.kernels.may_have_more
 
 

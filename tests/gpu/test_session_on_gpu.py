@@ -53,7 +53,10 @@ class Made(NamedTuple):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory, gpu_cache: Path) -> Made:
-    folder = tmp_path_factory.mktemp("session")
+    return made_in(tmp_path_factory.mktemp("session"))
+
+
+def made_in(folder: Path) -> Made:
     graph = written(folder / "m.onnx", BODY, w=WEIGHT)
     family, _ = choose_family(None, tf32=True)
     plan = plan_from_onnx(

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from test_session_on_gpu import BODY, INPUTS, OUTPUTS, RANGES, WEIGHT, assert_right, images
+from test_session_on_gpu import assert_right, images, made_in, open_plan
 
-from graphs import written
-from trtship.engine import plan_from_onnx
+from in_threads import in_threads
 from trtship.errors import InputError
-from trtship.family import choose_family
 from trtship.gpu import list_gpus
 from trtship.session.cuda import Cuda
 from trtship.session.tensorrt import TensorRTSession
-from trtship.spec import Precision
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.skipif(len(list_gpus()) < 2, reason="needs two GPUs")
@@ -28,22 +24,12 @@ Sessions = tuple[TensorRTSession, TensorRTSession]
 
 @pytest.fixture(scope="module")
 def plan(tmp_path_factory: pytest.TempPathFactory, gpu_cache: Path) -> bytes:
-    graph = written(tmp_path_factory.mktemp("several") / "m.onnx", BODY, w=WEIGHT)
-    family, _ = choose_family(None, tf32=True)
-    made = plan_from_onnx(
-        graph, family=family, inputs=INPUTS, ranges=RANGES, single=(1, 8, 32), precision=Precision.TF32
-    )
-    return made.data
-
-
-def on(plan: bytes, device: int) -> TensorRTSession:
-    family, _ = choose_family(None, tf32=True)
-    return TensorRTSession(plan, family, inputs=INPUTS, outputs=OUTPUTS, device=device)
+    return made_in(tmp_path_factory.mktemp("several")).plan
 
 
 @pytest.fixture
 def sessions(plan: bytes) -> Iterator[Sessions]:
-    with on(plan, 0) as first, on(plan, 1) as second:
+    with open_plan(plan, device=0) as first, open_plan(plan, device=1) as second:
         yield first, second
 
 
@@ -87,26 +73,16 @@ def test_a_tensor_of_another_gpu_is_refused(sessions: Sessions) -> None:
 
 
 def test_both_gpus_work_at_once(sessions: Sessions) -> None:
-    wrong: list[BaseException] = []
-
     def work(seed: int) -> None:
         rng = np.random.default_rng(seed)
         session = sessions[seed % 2]
-        try:
-            for turn in range(200):
-                x = images(int(rng.integers(1, 41)), 1000 * seed + turn)
-                way = turn % 2
-                found = session.infer({"x": tensor(x, seed % 2) if way else x})["y"]
-                assert_right(found.cpu().numpy() if way else found, x)
-        except BaseException as error:
-            wrong.append(error)
+        for turn in range(200):
+            x = images(int(rng.integers(1, 41)), 1000 * seed + turn)
+            way = turn % 2
+            found = session.infer({"x": tensor(x, seed % 2) if way else x})["y"]
+            assert_right(found.cpu().numpy() if way else found, x)
 
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong, wrong
+    assert in_threads(work, 8) == []
 
 
 @pytest.mark.alone
@@ -120,12 +96,12 @@ def test_each_session_takes_memory_of_its_own_gpu(plan: bytes) -> None:
                 found.append(gpu.free_memory())
         return found
 
-    with on(plan, 1) as warm:  # what CUDA takes once
+    with open_plan(plan, device=1) as warm:  # what CUDA takes once
         warm.infer({"x": images(32)})
     before = free()
     held = []
     for _ in range(64):
-        held.append(on(plan, 1))
+        held.append(open_plan(plan, device=1))
         held[-1].infer({"x": images(32)})
     taken = [was - now for was, now in zip(before, free(), strict=True)]
     expected = sum(session.memory.total for session in held) * 2**20

@@ -309,21 +309,3 @@ class OnGpu:
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
         return {**self.array.__array_interface__, "version": 3}
-
-
-def in_threads(work: Callable[[int], None], count: int) -> list[BaseException]:
-    """`work(0)`, `work(1)`, ... each in a thread; what they raised."""
-    raised: list[BaseException] = []
-
-    def guarded(seed: int) -> None:
-        try:
-            work(seed)
-        except BaseException as error:
-            raised.append(error)
-
-    threads = [threading.Thread(target=guarded, args=(seed,)) for seed in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return raised

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import ctypes
-import time
 import warnings
 from typing import Any
 
 import numpy as np
 import pytest
-from fake_gpu import FakeContext, OnGpu, Opened, Opens, array_at, in_threads
+from fake_gpu import FakeContext, OnGpu, Opened, Opens, array_at
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clock import Clock
+from in_threads import in_threads
 from trtship.errors import GpuMemoryError
 from trtship.session import slot
 from trtship.session.buckets import SHARE, buckets
@@ -119,10 +120,8 @@ def test_a_size_that_comes_again_has_a_graph_of_its_own(opens: Opens) -> None:
 
 @pytest.mark.parametrize("before", ["callers with addresses of their own", "memory that ran out"])
 def test_a_size_that_has_come_to_be_usual_gets_a_graph_whatever_was_before(
-    opens: Opens, monkeypatch: pytest.MonkeyPatch, before: str
+    opens: Opens, monkeypatch: pytest.MonkeyPatch, clock: Clock, before: str
 ) -> None:
-    now = [1000.0]
-    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     session, _, _ = opens(graphs=24)
     eager = sizes_run(monkeypatch)
 
@@ -137,7 +136,7 @@ def test_a_size_that_has_come_to_be_usual_gets_a_graph_whatever_was_before(
     assert [has_graph(n) for n in usual[:6]] == [True] * 6  # as many as there is room for beside the buckets
     if before == "memory that ran out":
         for n in usual[6:18]:  # one for another, ever more rarely
-            now[0] += 3700
+            clock.now += 3700
             has_graph(n)
         assert [has_graph(n) for n in usual[18:22]] != [True] * 4
         session._runs.trim()
@@ -145,7 +144,7 @@ def test_a_size_that_has_come_to_be_usual_gets_a_graph_whatever_was_before(
     else:
         x, outs = OnGpu(np.ones((8, 4), np.float32)), [OnGpu(np.ones((8, 4), np.float32)) for _ in range(60)]
         for out in outs:
-            now[0] += 3700
+            clock.now += 3700
             has_graph(usual[0])
             for _ in range(3):
                 session.infer({"x": x}, out=out)

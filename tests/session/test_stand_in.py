@@ -31,9 +31,10 @@ from fake_gpu import (
     Opens,
     array_at,
     fake_session,
-    in_threads,
 )
 
+from clock import Clock
+from in_threads import in_threads
 from trtship.errors import DeviceError, ForkedError, GpuFaultError, GpuMemoryError, InputError, OutputError
 from trtship.family import kernels
 from trtship.family.spares import Spares
@@ -222,7 +223,7 @@ def test_every_size_has_a_graph_before_any_has_one_at_the_callers_addresses(open
 
 
 def test_callers_whose_addresses_and_sizes_are_ever_others_cost_no_captures_in_the_long_run(
-    opens: Opens, monkeypatch: pytest.MonkeyPatch
+    opens: Opens, clock: Clock
 ) -> None:
     session, cuda, _ = opens(graphs=12, max_contexts=1)
     session._rig.settles = False  # kernels that were replaced are another reason to capture
@@ -242,17 +243,15 @@ def test_callers_whose_addresses_and_sizes_are_ever_others_cost_no_captures_in_t
     calls()
     assert session.memory.graphs_kept == 12
     assert set(calls()) == {"launch", "copy", "to_device", "to_host"}
-    clock, later = time.monotonic, [0.0]
-    monkeypatch.setattr(time, "monotonic", lambda: clock() + later[0])
     seen = []
     for minutes in (1.1, 1.1, 1.1, 1.1, 1.1, 1.1, 60, 60, 60, 40, 61, 59, 61):
-        later[0] += minutes * 60
+        clock.now += minutes * 60
         seen.append(calls().count("capture"))
     assert seen == [1, 1, 0, 1, 0, 0, 1, 1, 1, 1, 1, 0, 1]  # after one minute, two, four and so on; every hour at last
     session._runs.trim()
     calls()
     assert "capture" not in calls()
-    later[0] += 1.1 * 60
+    clock.now += 1.1 * 60
     assert calls().count("capture") == 1  # what was given up may come again as soon as at the beginning
 
 
@@ -270,18 +269,14 @@ def test_the_ring_that_was_used_last_is_used_first(opens: Opens, monkeypatch: py
     assert sorted(len(memory) for memory in cuda.memory.values()) == held
 
 
-def test_graphs_of_open_sizes_are_captured_anew_once_kernels_may_have_been_replaced(
-    opens: Opens, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_graphs_of_open_sizes_are_captured_anew_once_kernels_may_have_been_replaced(opens: Opens, clock: Clock) -> None:
     session, cuda, _ = opens()
-    now = [1000.0]
-    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     for n in (3, 4):
         session.infer({"x": rows(n)})
         session.infer({"x": rows(n)})
     seen = []
     for _ in range(4):
-        now[0] += 100
+        clock.now += 100
         seen.append((steps(cuda, lambda: session.infer({"x": rows(3)})).count("capture"),))
     assert seen == [(1,), (1,), (0,), (0,)]
     assert steps(cuda, lambda: session.infer({"x": rows(4)})) == ["launch"]  # a size with kernels of its own
@@ -634,12 +629,8 @@ def test_kernels_are_kept_by_who_may_have_compiled_some(opens: Opens, monkeypatc
         assert (len(engine.contexts), cache.asked) == (int(infers), asked)
 
 
-def test_a_session_that_does_what_one_before_did_has_its_kernels_and_serializes_none(
-    opens: Opens, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_session_that_does_what_one_before_did_has_its_kernels_and_keeps_none(opens: Opens, clock: Clock) -> None:
     """TensorRT for RTX keeps memory each time that a cache is filled, or serialized."""
-    now = [1000.0]
-    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     session, _, engine = opens()
     cache = engine.cache
     cache.held = b"kernels"
@@ -656,7 +647,7 @@ def test_a_session_that_does_what_one_before_did_has_its_kernels_and_serializes_
     seen = [asked_by(4, 3)]
     later = [(0, (4, 3)), (0, (4, 3)), (0, (5,)), (0, (5,)), (4, (4,)), (1, (4,)), (200, (4,)), (1, (4,))]
     for seconds, sizes in later:
-        now[0] += seconds
+        clock.now += seconds
         session, _, engine = opens()
         assert engine.cache is cache
         seen.append(asked_by(*sizes))
@@ -665,28 +656,22 @@ def test_a_session_that_does_what_one_before_did_has_its_kernels_and_serializes_
 
 
 def test_kernels_that_are_compiled_after_the_first_graph_was_captured_are_kept(
-    opens: Opens, monkeypatch: pytest.MonkeyPatch
+    opens: Opens, monkeypatch: pytest.MonkeyPatch, clock: Clock
 ) -> None:
     session, _, engine = opens()
     engine.cache.held = b"kernels"
     session.close()
     monkeypatch.setattr(kernels, "SPARES", Spares())  # another process, to which a size is new
-    now = [1000.0]
-    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     session, _, engine = opens()
     for _ in range(3):
         session.infer({"x": rows(3)})
-    now[0] += 5
+    clock.now += 5
     engine.cache.held = b"kernels, and those of three rows"
     session.close()
     assert session.kernels.load() == b"kernels, and those of three rows"
 
 
-def test_kernels_are_kept_once_in_a_while_at_most_while_a_session_runs(
-    opens: Opens, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    now = [1000.0]
-    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+def test_kernels_are_kept_once_in_a_while_at_most_while_a_session_runs(opens: Opens, clock: Clock) -> None:
     session, _, engine = opens()
     engine.cache.held = b"kernels"
     session.infer({"x": rows(8)})  # none were kept
@@ -694,24 +679,20 @@ def test_kernels_are_kept_once_in_a_while_at_most_while_a_session_runs(
     for n in range(1, 8):
         for _ in range(3):
             session.infer({"x": rows(n)})
-        now[0] += 13
+        clock.now += 13
         seen.append(engine.cache.asked)
     assert seen == [2, 2, 2, 3, 3, 3, 4]
 
 
-def test_graphs_that_are_captured_anew_are_no_reason_to_serialize_again_and_again(
-    opens: Opens, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    now = [1000.0]
-    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+def test_graphs_that_are_captured_anew_are_no_reason_to_serialize_again_and_again(opens: Opens, clock: Clock) -> None:
     session, _, engine = opens()
     engine.cache.held = b"kernels"
     for _ in range(100):
         for _ in range(3):
             session.infer({"x": rows(4)})
         session._runs.trim()
-        now[0] += 31
-    assert 5 < engine.cache.asked < 20
+        clock.now += 31
+    assert engine.cache.asked == 12  # after pauses of 1, 2, 4, ... 2048 s, and where none were kept
 
 
 def test_a_plan_that_could_not_be_run_keeps_no_kernels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -43,10 +43,8 @@ class Spares:
             self._spare.append((owner, cache))
             same_gpu = [one for one in self._spare.copy() if one[0][1] == owner[1]]
             surplus = same_gpu[: -self._most]
-            for one in surplus:
+            for one in surplus:  # destroyed at the return, where nobody waits
                 self._remove(one)
-            del same_gpu
-        del surplus  # they are destroyed where nobody waits
 
     def _remove(self, one: tuple[Owner, Any]) -> bool:
         """Whether it was there."""

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from trtship.errors import GpuFaultError, GpuMemoryError, TrtshipError
 from trtship.family import Engine, Family
 from trtship.gpu import Gpu
-from trtship.kept import NONE
+from trtship.kept import KEPT, NONE
 from trtship.leak import leak
 from trtship.session.arrays import Array, kind_of
 from trtship.session.base import Session
@@ -103,7 +103,7 @@ class TensorRTSession(Session):
         self.steady_after = self._runs.turns - 1
         try:
             rig.ledger.take("engine", self._engine.size)
-            if self.kernels.state != "kept":  # a plan that this GPU cannot run is told now, unless it ran here before
+            if self.kernels.state != KEPT:  # a plan that this GPU cannot run is told now, unless it ran here before
                 self._try()
         except BaseException:
             self.close()
@@ -286,7 +286,7 @@ class _Keeper:
             if settled:
                 self._keep(kernels.age > KEEP_EVERY and kernels.may_have_more)
             else:
-                self._keep(self._kernels.state != "kept")
+                self._keep(self._kernels.state != KEPT)
 
     def last(self) -> None:
         """At the end: with those that were compiled in the background. A session without a context compiled none."""
