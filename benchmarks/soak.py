@@ -164,6 +164,21 @@ def say(text: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 
+class Mallinfo2(ctypes.Structure):
+    """What glibc's malloc tells of itself, all arenas together; bytes."""
+
+    _fields_ = [(name, ctypes.c_size_t) for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd")] + [
+        (name, ctypes.c_size_t) for name in ("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")
+    ]
+
+
+def malloc_in_use() -> int:
+    """Bytes that malloc has handed out, but for pieces of LARGE and more: batches come and go, what stays is seen."""
+    mallinfo2 = ctypes.CDLL(None).mallinfo2
+    mallinfo2.restype = Mallinfo2
+    return int(mallinfo2().uordblks)
+
+
 def sample(used: Callable[[], float], begun: float, session: trtship.BundleSession) -> dict[str, float]:
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return {
@@ -172,6 +187,8 @@ def sample(used: Callable[[], float], begun: float, session: trtship.BundleSessi
         "torch_reserved_mib": round(torch.cuda.memory_reserved() / 2**20, 2),
         "session_mib": round(session.memory.total, 2),
         "rss_mib": round(pages * os.sysconf("SC_PAGE_SIZE") / 2**20, 2),
+        "malloc_mib": round(malloc_in_use() / 2**20, 3),
+        "python_blocks": sys.getallocatedblocks(),
     }
 
 
@@ -192,8 +209,9 @@ def document_of(
 ) -> dict[str, Any]:
     """What there is to say so far; `told`: the driver tells what this process has."""
     seconds = samples[-1]["seconds"]
-    gpu, host, own = (
-        growth(samples, name, warm_up=arguments.warm_up) for name in ("gpu_used_mib", "rss_mib", "session_mib")
+    gpu, host, own, small = (
+        growth(samples, name, warm_up=arguments.warm_up)
+        for name in ("gpu_used_mib", "rss_mib", "session_mib", "malloc_mib")
     )
     with soak.lock:
         calls, faults, worst = dict(soak.counts), list(soak.faults), soak.worst
@@ -216,7 +234,13 @@ def document_of(
         "faults": faults[:50],
         "fault_count": len(faults),
         "warm_up_seconds": max(arguments.warm_up, WARM_UP * seconds),
-        "growth_mib": {"gpu_used": gpu, "session": own, "rss": host, "allowed": [GPU_GROWTH, HOST_GROWTH]},
+        "growth_mib": {
+            "gpu_used": gpu,
+            "session": own,
+            "rss": host,
+            "malloc": small,
+            "allowed": [GPU_GROWTH, HOST_GROWTH],
+        },
         "gpu_used_by": "this process" if told else "all processes",
         "session_memory_mib": soak.session.memory._asdict(),
         "samples": samples[:: max(1, len(samples) // 400)],
