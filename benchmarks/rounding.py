@@ -1,7 +1,7 @@
 """What rounding batches up to sizes that have a CUDA graph gains, where there are more sizes than graphs; and what one
 batch takes at each size.
 
-    python benchmarks/rounding.py BUNDLE [--graphs 64 0] [--sizes 24 28 31 32] [--out FILE]
+    python benchmarks/rounding.py BUNDLE [--graphs 64 0] [--sizes 24 28 31 32] [--settle 15 65] [--out FILE]
 
 Batches of random size, from the smallest to the largest, the same for every way: tensors on the GPU, each at an
 address of its own. A way is a session with so many graphs (0: all runs are eager); they take turns. Milliseconds, the
@@ -27,8 +27,6 @@ import trtship
 from trtship.bundle import Bundle
 
 ROUNDS, CALLS = 5, 200
-SETTLE = 15.0
-"""Seconds for kernels that are compiled in the background."""
 
 
 class Way:
@@ -59,14 +57,14 @@ class Way:
         return (time.perf_counter() - begun) / len(batches) * 1e3
 
 
-def randomly(ways: dict[str, Way], limits: Any) -> dict[str, Any]:
+def randomly(ways: dict[str, Way], limits: Any, settle: Sequence[float]) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
     drawn = [torch.randint(limits.min, limits.max + 1, (CALLS,), generator=generator).tolist() for _ in range(ROUNDS)]
-    for _ in range(2):
+    for pause in (*settle, 0):
         for way in ways.values():
             for sizes in drawn:
                 way.run(way.batches(sizes), each=True)
-        time.sleep(SETTLE)
+        time.sleep(pause)
     found: dict[str, dict[str, list[float]]] = {name: {"back_to_back": [], "synchronized": []} for name in ways}
     for sizes in drawn:
         for name, way in ways.items():
@@ -77,19 +75,20 @@ def randomly(ways: dict[str, Way], limits: Any) -> dict[str, Any]:
     for name, way in ways.items():
         kept = way.session.memory
         rows[name] = {f"{how}_ms": round(statistics.median(times), 4) for how, times in found[name].items()}
+        rows[name] |= {f"{how}_ms_of_rounds": [round(one, 4) for one in times] for how, times in found[name].items()}
         rows[name] |= {"graphs_kept": kept.graphs_kept, "memory_mib": round(kept.total, 1)}
     return rows
 
 
-def one_by_one(bundle: Bundle, sizes: Sequence[int]) -> dict[str, float]:
+def one_by_one(bundle: Bundle, sizes: Sequence[int], settle: Sequence[float]) -> dict[str, float]:
     """Milliseconds of a call of each size, back to back."""
     way = Way(bundle, graphs=64)
     way.session.warm_up(list(sizes))
     found: dict[int, list[float]] = {size: [] for size in sizes}
-    for _ in range(2):
+    for pause in (*settle, 0):
         for size in sizes:
             way.run(way.batches([size]) * 20, each=True)
-        time.sleep(SETTLE)
+        time.sleep(pause)
     for _ in range(ROUNDS):
         for size in sizes:
             found[size].append(way.run(way.batches([size]) * 50, each=False))
@@ -102,21 +101,31 @@ def main() -> None:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--graphs", type=int, nargs="*", default=[64, 0], metavar="N")
     parser.add_argument("--sizes", type=int, nargs="*", default=[], metavar="N")
+    parser.add_argument(
+        "--settle",
+        type=float,
+        nargs="+",
+        default=[15, 65],
+        metavar="S",
+        help="seconds after the first runs, and after more of them, for kernels compiled in the background; graphs are "
+        "captured again for them after 10 and 60 (default: 15 65)",
+    )
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "rounding.json")
     arguments = parser.parse_args()
     bundle = Bundle.open(arguments.bundle)
     m = bundle.manifest
     ways = {f"graphs={count}": Way(bundle, count) for count in arguments.graphs}
-    rows = randomly(ways, m.ranges["B"]) if ways else {}
+    rows = randomly(ways, m.ranges["B"], arguments.settle) if ways else {}
     for way in ways.values():
         way.session.close()
-    sizes = one_by_one(bundle, arguments.sizes) if arguments.sizes else {}
+    sizes = one_by_one(bundle, arguments.sizes, arguments.settle) if arguments.sizes else {}
     document = {
         "what": "batches of random size by the number of CUDA graphs; one batch at each size",
         "model": m.source.source,
         "precision": m.precision.value,
         "batches": [m.ranges["B"].min, m.ranges["B"].max],
         "profiles": list(m.profiles),
+        "settle_seconds": arguments.settle,
         "ways": rows,
         "ms_at_size": sizes,
     }

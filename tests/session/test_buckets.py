@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import warnings
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,26 @@ def test_every_batch_is_a_bucket_or_little_less_than_one(low: int, more: int, gr
     for size in range(low, low + more + 1):
         bucket = next(one for one in found if one >= size)
         assert bucket - size <= size // 4
+
+
+@given(st.integers(1, 50), st.integers(0, 5000), st.integers(0, 200), st.integers(0, 40))
+def test_more_graphs_never_round_further(low: int, more: int, graphs: int, added: int) -> None:
+    def furthest(graphs: int) -> float:
+        """By which a batch is rounded up, as a part of itself; infinity where none is rounded."""
+        found = buckets(limits, graphs)
+        return max((next - 1 - one) / (one + 1) for one, next in pairwise(found)) if found else float("inf")
+
+    limits = ShapeRange(min=low, opt=low, max=low + more)
+    if more >= graphs + added:
+        assert furthest(graphs + added) <= furthest(graphs)
+
+
+def test_batches_are_rounded_up_as_little_as_the_graphs_allow() -> None:
+    limits = ShapeRange(min=1, opt=8, max=24)
+    assert buckets(limits, 20) == (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 18, 21, 24)  # 15 of 20
+    assert buckets(limits, 20, beside=3) == (1, 2, 3, 4, 5, 7, 9, 11, 14, 17, 21, 24)  # by a sixth
+    assert buckets(limits, 14) == (1, 2, 3, 5, 7, 10, 13, 17, 22, 24)  # by a quarter
+    assert buckets(limits, 12) == ()
 
 
 def test_where_each_size_can_have_its_graph_there_are_none() -> None:
