@@ -138,3 +138,25 @@ def test_a_fork_is_refused_and_a_spawn_opens_its_own(colours: trtship.BundleSess
 def in_spawned(folder: Path) -> Any:
     with trtship.load(folder, runtime="onnxruntime") as session:
         return session(images(3))
+
+
+def test_warm_up_runs_the_bundles_own_sizes_whatever_runs_them(colours: trtship.BundleSession) -> None:
+    """onnxruntime knows no ranges."""
+    seen: list[tuple[int, ...]] = []
+    run = colours._session._run
+    colours._session._run = lambda feeds: seen.append(feeds["input"].shape) or run(feeds)  # type: ignore[method-assign,func-returns-value]
+    colours.warm_up()
+    colours.warm_up(n for n in (2, 4))
+    assert seen == [(colours.ranges["B"].opt, 3, 8, 8), (2, 3, 8, 8), (4, 3, 8, 8)]
+    with pytest.raises(InputError, match="takes batch sizes"):
+        colours.warm_up([0])
+
+
+@pytest.mark.parametrize("wrong", [None, 3])
+def test_mistakes_are_told_as_what_they_are(colours: trtship.BundleSession, wrong: Any) -> None:
+    with pytest.raises(InputError, match="map takes batches"):
+        list(colours.map(wrong))
+    with pytest.raises(InputError, match=r"infer takes a dict|the feeds are a"):
+        colours.infer(wrong)
+    with pytest.raises(InputError, match="top='2' asks for nothing"):
+        colours.classify(Image.new("RGB", (8, 8), RED), top="2")  # type: ignore[arg-type]

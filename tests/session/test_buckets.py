@@ -238,13 +238,17 @@ def test_poison_reaches_a_rounded_batch(opens: Opens) -> None:
 
 
 def test_a_bucket_that_memory_has_no_room_for_is_not_rounded_up_to(opens: Opens) -> None:
-    session, _, _ = opens(graphs=32)
-    call_every_way(session, np.random.default_rng(2), 20)
+    session, _, _ = opens(graphs=32, profiles=((1, 8, TOP), (50, 50, 50)))
+    x = np.ones((46, 4), np.float32)
+    session.infer({"x": x})
+    bucket = session._plans.piece((x.shape,)).bucket
+    assert bucket is not None
+    assert bucket.shapes["x"] == (51, 4)
     call, _ = session._call({"x": np.ones((TOP, 4), np.float32)})
     session._plans.smaller(call, call.plan, GpuMemoryError("there is no room for it"))
-    assert session._plans.most == 8
-    pieces = session._plans._pieces.values()
-    assert all(piece.bucket.shapes["x"][0] <= 8 for piece in pieces if piece.bucket is not None)
+    assert session._plans.most == 50
+    for n in (46, 47):  # known before, and not; their bucket is 51
+        assert session._plans.piece(((n, 4),)).bucket is None
     call_every_way(session, np.random.default_rng(3), 20)
 
 

@@ -22,6 +22,7 @@ from trtship.preprocess import preprocess_images
 from trtship.progress import SILENT, Progress
 from trtship.session.arrays import kind_of
 from trtship.session.base import Array, Session, is_torch
+from trtship.session.mapping import in_turn
 from trtship.session.memory import Memory
 from trtship.spec import batch_range
 
@@ -89,13 +90,13 @@ class BundleSession(Session):
     def map(self, batches: Iterable[Any], *, ahead: int = 2) -> Iterator[Any]:
         """What calling it gives for each of `batches` (arrays, mappings of arrays, or lists of pictures), in order,
         while up to `ahead` more are taken and run. What an item raises is raised in its turn."""
-        feeds = map(self._feeds, batches)
+        feeds = (self._feeds(batch) for batch in in_turn(batches))
         found = super().map(feeds, ahead=ahead) if self._checks else self._session.map(feeds, ahead=ahead)
         for outputs in found:
             yield self._unwrap(outputs)
 
-    def warm_up(self, batches: Sequence[int] | None = None) -> None:
-        self._session.warm_up(batches)
+    def _warm(self, feeds: Sequence[dict[str, Array]]) -> None:
+        self._session._warm(feeds)
 
     @property
     def memory(self) -> Memory:
@@ -136,9 +137,9 @@ class BundleSession(Session):
     def classify(self, images: Pictures, *, top: int = 5) -> list[list[Guess]]:
         """The `top` likeliest classes of each picture, likeliest first. Raises InputError for a model that is no
         classifier (its output is not [B, classes])."""
-        if top < 1:
+        if not isinstance(top, int) or top < 1:
             raise InputError(
-                f"top={top} asks for nothing", why="it is how many classes to name", do="ask for 1 or more"
+                f"top={top!r} asks for nothing", why="it is how many classes to name", do="ask for 1 or more"
             )
         logits = _on_host(self(images))
         if not isinstance(logits, np.ndarray) or logits.ndim != 2:

@@ -13,6 +13,7 @@ from abc import ABC
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from operator import index
 from types import TracebackType
 from typing import Any, Self
 
@@ -21,7 +22,7 @@ import numpy as np
 from trtship.errors import ForkedError, InputError, OutputError, TrtshipError
 from trtship.session.arrays import NUMPY, Array, kind_of
 from trtship.session.call import Call
-from trtship.session.checks import checked, out_fault, refusal
+from trtship.session.checks import apart, checked, out_fault, refusal
 from trtship.session.forks import FORKED, watch
 from trtship.session.mapping import Done, Pending, in_order
 from trtship.session.memory import Memory
@@ -79,11 +80,12 @@ class Session(ABC):
     _names: tuple[str, ...] = ()
     _threads: ThreadPoolExecutor | None = None
     _opening: threading.Lock
+    _noting: threading.Lock
 
     def __new__(cls, *_: Any, **__: Any) -> Self:
         self = super().__new__(cls)  # backends need not call an __init__ of ours
         self._calls = {}
-        self._opening = threading.Lock()
+        self._opening, self._noting = threading.Lock(), threading.Lock()
         watch(self)
         return self
 
@@ -114,26 +116,22 @@ class Session(ABC):
         What an item raises is raised in its turn."""
         return in_order(self._submit, batches, ahead=0)
 
-    def warm_up(self, batches: Sequence[int] | None = None) -> None:
+    def warm_up(self, batches: Iterable[int] | None = None) -> None:
         """Run zeros at these batch sizes (default: the one that is optimized for) until all that is made at first use
         is there: contexts, buffers, CUDA graphs. Other sizes that are dynamic are those optimized for. Raises
         InputError."""
-        for feeds in self._zeros(batches):
-            for _ in range(1 + self.steady_after):
-                self.infer(feeds)
-
-    def _zeros(self, batches: Sequence[int] | None) -> Iterator[dict[str, Array]]:
-        if batches is not None and not (
-            isinstance(batches, Iterable) and all(isinstance(batch, int) for batch in batches)
-        ):
-            raise InputError(
-                "warm_up takes batch sizes", why=f"{batches!r} is no list of them", do="session.warm_up([1, 8, 32])"
-            )
         letter = batch_letter(self.inputs)
         usual = {name: r.opt for name, r in self.ranges.items()}
-        for batch in batches if batches is not None else [usual.get(letter or "", 1)]:
-            sizes = {**usual, letter: batch} if letter else usual
-            yield {s.name: np.zeros(s.with_sizes(sizes), NUMPY.host_dtype(s.dtype)) for s in self.inputs}
+        every = [usual.get(letter or "", 1)] if batches is None else _sizes(batches)
+        self._warm([self._zeros({**usual, letter: batch} if letter else usual) for batch in every])
+
+    def _warm(self, feeds: Sequence[dict[str, Array]]) -> None:
+        for some in feeds:
+            for _ in range(1 + self.steady_after):
+                self.infer(some)
+
+    def _zeros(self, sizes: Mapping[str, int]) -> dict[str, Array]:
+        return {spec.name: np.zeros(spec.with_sizes(sizes), NUMPY.host_dtype(spec.dtype)) for spec in self.inputs}
 
     @property
     def memory(self) -> Memory:
@@ -160,7 +158,8 @@ class Session(ABC):
 
     def forked(self) -> None:
         """Called in a child of the process: it may be used no more, and nothing of it be freed."""
-        self.unusable, self._opening, self._threads = FORKED, threading.Lock(), None
+        self.unusable, self._threads = FORKED, None
+        self._opening, self._noting = threading.Lock(), threading.Lock()
 
     def __reduce__(self) -> Any:
         raise InputError(
@@ -184,8 +183,12 @@ class Session(ABC):
         if self.unusable:
             raise self._unusable()
         if self._of[0] is not self.inputs or self._of[1] is not self.ranges:
-            self._of, self._names = (self.inputs, self.ranges), tuple(spec.name for spec in self.inputs)
-            self._calls.clear()
+            with self._noting:
+                self._calls.clear()
+                self._names = tuple(spec.name for spec in self.inputs)
+                self._of = (self.inputs, self.ranges)  # last: other threads look at it without the lock
+        if type(feeds) is not dict and not isinstance(feeds, Mapping):
+            raise self._refusal(f"the feeds are a {type(feeds).__name__}", "infer takes a dict of arrays by name")
         names, key = self._names, None
         try:
             arrays = [feeds[name] for name in names]
@@ -201,9 +204,10 @@ class Session(ABC):
         arrays = [feeds[name] for name in names]
         self._fits(call, arrays)
         if key is not None:
-            if len(self._calls) >= CALLS:
-                self._calls.pop(next(iter(self._calls)), None)
-            self._calls[key] = call
+            with self._noting:
+                if len(self._calls) >= CALLS:
+                    del self._calls[next(iter(self._calls))]
+                self._calls[key] = call
         return call, arrays
 
     def _fits(self, call: Call, arrays: list[Array]) -> None:
@@ -250,6 +254,8 @@ class Session(ABC):
         if out is None:
             return results
         given = self._given(call, out, {name: tuple(array.shape) for name, array in results.items()})
+        if not call.on_gpu:
+            apart([kind.host(array) for array in arrays], [kind.host(array) for array in given.values()])
         for name, array in results.items():
             if is_torch(array):
                 given[name].copy_(array)
@@ -287,6 +293,19 @@ class Session(ABC):
                 do="open it in the child, or start processes by spawn (multiprocessing.get_context('spawn'))",
             )
         return InputError("this session is closed", why="infer() was called after close()", do="open another one")
+
+
+def _sizes(batches: Iterable[int]) -> list[int]:
+    """Batch sizes that a caller gave. Raises InputError."""
+    try:
+        found = [int(index(batch)) for batch in batches]
+    except TypeError:
+        found = [0]
+    if min(found, default=1) < 1:
+        raise InputError(
+            "warm_up takes batch sizes", why=f"{batches!r} is no list of them", do="session.warm_up([1, 8, 32])"
+        )
+    return found
 
 
 def _joined(arrays: list[Array]) -> Array:

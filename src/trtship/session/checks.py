@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import combinations, product
+from typing import Any
 
-from trtship.errors import InputError
+import numpy as np
+
+from trtship.errors import InputError, OutputError
 from trtship.session.arrays import Array, Facts, Kind, kind_of
 from trtship.session.call import Call
 from trtship.session.split import split_rows
@@ -139,3 +143,17 @@ def out_fault(array: Array, spec: TensorSpec, shape: tuple[int, ...], call: Call
     if not kind.is_contiguous(array):
         return "it is not contiguous"
     return "" if kind.is_writable(array) else "it is not to be written to"
+
+
+def apart(ins: Sequence[np.ndarray[Any, Any]], outs: Sequence[np.ndarray[Any, Any]]) -> None:
+    """Raises OutputError where results would be written over what is read, or over each other."""
+    if any(np.may_share_memory(one, other) for one, other in (*product(ins, outs), *combinations(outs, 2))):
+        raise overlap()
+
+
+def overlap() -> OutputError:
+    return OutputError(
+        "out= lies over an input, or over another output",
+        why="results would be written over what is still to be read",
+        do="pass memory of its own, or leave it out",
+    )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Generic, Protocol, TypeVar
+
+from trtship.errors import InputError
 
 T = TypeVar("T")
 R = TypeVar("R", covariant=True)
@@ -33,6 +35,18 @@ class Done(Generic[T]):
         pass
 
 
+def in_turn(items: Iterable[T]) -> Iterator[T]:
+    """`iter(items)`. Raises InputError for what is none."""
+    try:
+        return iter(items)
+    except TypeError:
+        raise InputError(
+            f"map takes batches, and this is a {type(items).__name__}",
+            why="they are taken one by one",
+            do="pass a list of them, or whatever else can be iterated over",
+        ) from None
+
+
 def in_order(start: Callable[[T], Pending[R]], items: Iterable[T], *, ahead: int) -> Generator[R, None, None]:
     """The results of `start(item)`, in the order of the items; at most `ahead` items are taken before their turn.
 
@@ -40,7 +54,7 @@ def in_order(start: Callable[[T], Pending[R]], items: Iterable[T], *, ahead: int
     early, what was started is cancelled.
     """
     waiting: deque[Pending[R]] = deque()
-    source, fault = iter(items), None
+    source, fault = in_turn(items), None
     try:
         while True:
             try:

@@ -53,6 +53,23 @@ class Plan:
         shapes = self.steps[0].piece.out_shapes
         return shapes if self.piece is not None else tuple((self.rows or 0, *shape[1:]) for shape in shapes)
 
+    def writes_over(self, ins: Addresses, outs: Addresses) -> bool:
+        """Whether outputs at these addresses lie over inputs, or over each other."""
+        if self.piece is not None:
+            in_bytes, out_bytes = self.piece.in_bytes, self.piece.out_bytes
+        else:
+            steps = [step.piece for step in self.steps]
+            every = zip(*(piece.in_bytes for piece in steps), strict=True)
+            in_bytes = tuple(sum(b) if moves else b[0] for b, moves in zip(every, self._batched, strict=True))
+            out_bytes = tuple(map(sum, zip(*(piece.out_bytes for piece in steps), strict=True)))
+        written = list(zip(outs, out_bytes, strict=True))
+        others = list(zip(ins, in_bytes, strict=True))
+        for at, size in written:
+            if any(at < begin + many and begin < at + size for begin, many in others):
+                return True
+            others.append((at, size))
+        return False
+
     def inputs_of(self, step: Step, ins: Addresses) -> Addresses:
         """Where a step's inputs begin, in those of the whole call."""
         if self.piece is not None:

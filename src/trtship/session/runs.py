@@ -13,6 +13,7 @@ import numpy as np
 from trtship.errors import GpuMemoryError, InputError
 from trtship.session.arrays import Array
 from trtship.session.call import Call
+from trtship.session.checks import apart, overlap
 from trtship.session.lane import Lane
 from trtship.session.pipe import Pipe, Ticket
 from trtship.session.plans import Addresses, Plan, Plans
@@ -62,6 +63,8 @@ class Runs:
             else:
                 rooms = [(array, kind.address(array, stream, cuda)[0]) for array in given]
             ins, outs = tuple([one[0] for one in taken]), tuple([room[1] for room in rooms])
+            if given is not None and plan.writes_over(ins, outs):
+                raise overlap()
             lanes = self._lanes
             lane = lanes.take()
             try:
@@ -94,17 +97,18 @@ class Runs:
                     why="it replays graphs of its own, whose memory it exchanges and frees as it goes",
                     do="call it beside your graph",
                 )
-            self._learn(call)
+            plan = self._learned(call)
             taken = [kind.address(array, stream, cuda) for array in arrays]
             if given is not None:
                 rooms = [(array, kind.address(array, stream, cuda)[0]) for array in given]
             else:
-                plan: Plan = call.plan
                 rooms = [
                     kind.empty(shape, native, cuda.device, cuda)
                     for shape, native in zip(plan.out_shapes, plan.natives, strict=True)
                 ]
         ins, outs = tuple(address for address, _ in taken), tuple(address for _, address in rooms)
+        if given is not None and plan.writes_over(ins, outs):
+            raise overlap()
 
         def work() -> dict[str, Array]:
             with cuda.selected():
@@ -145,6 +149,8 @@ class Runs:
         def work() -> dict[str, Array]:
             views = [kind.host(array) for array in arrays]
             targets = None if given is None else [kind.host(array) for array in given]
+            if targets is not None:
+                apart(views, targets)
             with self._cuda.selected():
                 results = self._attempt(call, partial(self._on_lane, call, views, targets, poison))
             if given is not None:
@@ -253,19 +259,21 @@ class Runs:
     def out_shapes(self, call: Call) -> dict[str, tuple[int, ...]]:
         """The outputs' shapes by name."""
         with self._cuda.selected():
-            self._learn(call)
-        plan: Plan = call.plan
-        return dict(zip(self._names, plan.out_shapes, strict=True))
+            return dict(zip(self._names, self._learned(call).out_shapes, strict=True))
 
     @staticmethod
     def is_learned(call: Call) -> bool:
         """Whether the outputs' shapes are known."""
-        plan: Plan = call.plan
-        return all(step.piece.is_known for step in plan.steps)
+        return _knows_shapes(call.plan)
 
-    def _learn(self, call: Call) -> None:
-        if not self.is_learned(call):
+    def _learned(self, call: Call) -> Plan:
+        """The call's plan, once it tells the outputs' shapes. (Another thread may give the call one of smaller parts
+        at any time.)"""
+        plan: Plan = call.plan
+        while not _knows_shapes(plan):
             self._attempt(call, self._learn_on)
+            plan = call.plan
+        return plan
 
     @staticmethod
     def _learn_on(lane: Lane, plan: Plan) -> None:
@@ -330,3 +338,7 @@ class Runs:
         if self._foreign:
             self._cuda.destroy_stream(self._foreign)
             self._foreign = 0
+
+
+def _knows_shapes(plan: Plan) -> bool:
+    return all(step.piece.is_known for step in plan.steps)

@@ -144,9 +144,9 @@ class TensorRTSession(Session):
             await asyncio.get_running_loop().run_in_executor(self._executor(), work)
         return await super().ainfer(feeds, out=out)
 
-    def warm_up(self, batches: Sequence[int] | None = None) -> None:
-        """As of any session, in every context that memory has room for. Calls of other threads wait meanwhile."""
-        calls = [self._call(feeds) for feeds in self._zeros(batches)]
+    def _warm(self, feeds: Sequence[dict[str, Array]]) -> None:
+        """In every context that memory has room for. Calls of other threads wait meanwhile."""
+        calls = [self._call(some) for some in feeds]
         with self._warming:  # whoever waits here holds no context
             self._guarded(partial(self._runs.warm, calls))
 
