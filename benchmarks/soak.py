@@ -71,7 +71,8 @@ class Soak:
         self.inputs = np.ascontiguousarray(feeds[self.name])
         self.expected = np.asarray(reference.outputs[self.out], np.float64)
         self.tensors = torch.from_numpy(self.inputs).cuda()
-        self.sizes = sizes or list(range(1, int(session.ranges["B"].max * 1.25) + 1))
+        limits = session.ranges["B"]
+        self.sizes = sizes or list(range(limits.min, int(limits.max * 1.25) + 1))
         self.counts: Counter[str] = Counter()
         self.worst, self.faults = 0.0, []  # type: float, list[str]
         self.lock = threading.Lock()

@@ -79,7 +79,9 @@ def overhead_table() -> str:
         f"{mapped['map_plain_ratio']:.3f} of raw replay ({mapped['map_pinned_ratio']:.3f} from pinned memory)"
     )
     about = f"{about}; {document['model']}, {document['precision']}. {where(document)}."
-    return "\n\n".join([rows(header, body), about, warm_start(), soak()])
+    soaks = [json.loads(path.read_text()) for path in RESULTS.glob("soak*.json")]
+    soaks.sort(key=lambda document: document["date"], reverse=True)
+    return "\n\n".join([rows(header, body), about, warm_start(), *map(soak, soaks)])
 
 
 def warm_start() -> str:
@@ -92,15 +94,15 @@ def warm_start() -> str:
     )
 
 
-def soak() -> str:
-    document = json.loads((RESULTS / "soak.json").read_text())
+def soak(document: dict[str, Any]) -> str:
     calls = sum(count for way, count in document["calls"].items() if way not in ("images", "cancelled"))
     sizes = document["sizes"]
     all_between = sizes == list(range(sizes[0], sizes[-1] + 1))
     which = f"{sizes[0]} to {sizes[-1]}" if all_between else ", ".join(map(str, sizes))
     grown = document["growth_mib"]
+    cut = " (cut off, not at its end)" if document["verdict"] == "not ended" else ""
     return (
-        f"Soak, {document['minutes']:.1f} minutes: {document['threads']} threads, batches of {which}; "
+        f"Soak, {document['minutes']:.1f} minutes{cut}: {document['threads']} threads, batches of {which}; "
         f"{document['calls'].get('cancelled', 0)} calls were cancelled; of {calls} {document['fault_count']} failed "
         f"or gave what is not the model's (worst relative L2 {document['worst_relative_l2']:.1e}); after "
         f"{document['warm_up_seconds']:.0f} s the GPU's memory grew by {grown['gpu_used']:.0f} MiB, of which the "

@@ -19,12 +19,10 @@ class Rarely:
 
     def did(self) -> None:
         """It was done."""
-        pause = self._pause
-        if self._times > 0:
-            self._times -= 1
-        else:
-            self._pause = min(2 * pause, self._longest)
-        self._next_at = time.monotonic() + pause
+        self._next_at = time.monotonic() + self._pause
+        self._times = max(self._times - 1, 0)
+        if self._times == 0:
+            self._pause = min(2 * self._pause, self._longest)
 
     def restart(self) -> None:
         """Once now, and then after the first pause."""

@@ -15,10 +15,9 @@ SHARE = 3 / 4
 
 
 def buckets(limits: ShapeRange, graphs: int, *, beside: int = 0) -> tuple[int, ...]:
-    """Sizes from the smallest batch to the largest: every batch is one of them, or rounded up to the next; as little as
-    so many graphs allow, and all batches by the same part of themselves. None where each size can have a graph, or
-    where batches would have to be rounded up by more than a quarter. `beside` are sizes that keep a graph of their
-    own."""
+    """Sizes from the smallest batch to the largest: every batch is one of them, or rounded up to the next, by one nth
+    of itself at most, with the largest n that so many graphs allow. None where each size can have a graph, or where n
+    would be less than four. `beside` are sizes that keep a graph of their own."""
     if limits.max - limits.min < graphs:
         return ()
     most = int(SHARE * graphs) - beside
