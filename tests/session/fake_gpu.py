@@ -290,10 +290,19 @@ Opened = tuple[TensorRTSession, FakeCuda, FakeEngine]
 Opens = Callable[..., Opened]
 
 
-def fake_session(monkeypatch: Any, tmp_path: Any, *, top: int = 8, profiles: Any = (), **options: Any) -> Opened:
+def fake_session(
+    monkeypatch: Any,
+    tmp_path: Any,
+    *,
+    top: int = 8,
+    profiles: Any = (),
+    cuda: FakeCuda | None = None,
+    engine_of: type[FakeEngine] = FakeEngine,
+    **options: Any,
+) -> Opened:
     """A session over the fakes."""
-    cuda = FakeCuda()
-    engine = FakeEngine(cuda, top, profiles)
+    cuda = cuda or FakeCuda()
+    engine = engine_of(cuda, top, profiles)
     monkeypatch.setattr(tensorrt_session, "Cuda", lambda device: cuda)
     monkeypatch.setenv("TRTSHIP_CACHE", str(tmp_path))
     family: Any = FakeFamily(engine)
