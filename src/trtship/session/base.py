@@ -202,6 +202,7 @@ class Session(ABC):
             key = None
         call = checked(self.inputs, self.ranges, feeds, letter=splits_by(self.inputs, self.outputs, self.ranges))
         arrays = [feeds[name] for name in names]
+        call.kind.check_results(self.outputs)
         self._fits(call, arrays)
         if key is not None:
             with self._noting:
