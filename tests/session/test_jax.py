@@ -117,6 +117,16 @@ def test_where_jax_holds_64_bits_they_come_back_whole(wide: tuple[OnnxRuntimeSes
         assert_is(session.infer({"x": on_host(x)})["y"], expected)
 
 
+def test_an_array_that_was_deleted_is_refused(plain: OnnxRuntimeSession, opens: Opens) -> None:
+    for session in (plain, opens()[0]):
+        x = on_host(rows(2))
+        session.infer({"x": x})
+        x.delete()
+        with pytest.raises(InputError, match="cannot be read") as caught:
+            session.infer({"x": x})
+        assert "deleted" in caught.value.why
+
+
 def test_jax_arrays_are_not_written_to(plain: OnnxRuntimeSession) -> None:
     out = on_host(np.zeros((2, 4), np.float32))
     with pytest.raises(OutputError, match="not to be written to"):

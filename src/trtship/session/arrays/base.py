@@ -103,6 +103,15 @@ class Kind(ABC):
         memory.written_on(stream)
         return memory
 
+    def written(self, array: Array, stream: int, cuda: Cuda) -> None:  # noqa: B027 - most have written on their own stream
+        """Called for an array of the caller's that results were enqueued to on `stream`, where that is none of the
+        caller's: whoever reads it next must find them."""
+
+
+def speaks(array: Array, *names: str) -> bool:
+    """Whether it has one of these attributes. Those of its class are not evaluated: that may take time, or raise."""
+    return any(hasattr(type(array), name) for name in names) or any(hasattr(array, name) for name in names)
+
 
 def numpy_dtype(name: str) -> np.dtype[Any]:
     """numpy's dtype of that name. It has no bfloat16 of its own: ml_dtypes has. Raises DependencyError."""

@@ -18,7 +18,7 @@ import numpy as np
 
 from trtship.errors import InputError
 from trtship.session.arrays.base import Array, Facts, Kind
-from trtship.session.arrays.exchange import CUDA, opened
+from trtship.session.arrays.exchange import CUDA, opened, reading
 
 if TYPE_CHECKING:
     from trtship.session.cuda import Cuda
@@ -46,7 +46,8 @@ class Jax(Kind):
         return array.dtype, array.shape, array.sharding, self._jax.config.jax_enable_x64
 
     def facts(self, array: Array) -> Facts:
-        dtype, shape, devices = str(array.dtype), tuple(array.shape), array.devices()
+        with reading(array):  # it may have been deleted, or donated
+            dtype, shape, devices = str(array.dtype), tuple(array.shape), array.devices()
         if len(devices) > 1:
             return Facts(dtype, shape, f"{len(devices)} devices", 0)
         (device,) = devices
@@ -65,14 +66,16 @@ class Jax(Kind):
                 )
 
     def host(self, array: Array) -> np.ndarray[Any, Any]:
-        return np.asarray(array)
+        with reading(array):
+            return np.asarray(array)
 
     def wrap(self, view: np.ndarray[Any, Any], dtype: str) -> Array:
         with self._whole(dtype):
             return self._jax.device_put(view, self._jax.devices("cpu")[0])
 
     def address(self, array: Array, stream: int | None, cuda: Cuda) -> tuple[int, Any]:
-        capsule = array.__dlpack__(stream=stream)
+        with reading(array):
+            capsule = array.__dlpack__(stream=stream)
         tensor = opened(capsule)
         assert tensor.device == CUDA
         return tensor.address, capsule
