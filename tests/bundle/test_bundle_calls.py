@@ -68,6 +68,15 @@ def test_arrays_of_other_packages_are_taken_by_dlpack(colours: trtship.BundleSes
     assert "input: float32 [B, 3, 8, 8]" in caught.value.do
 
 
+def test_a_view_of_memory_is_neither_pictures_nor_an_array(colours: trtship.BundleSession) -> None:
+    for call in (colours, colours.classify, lambda view: next(colours.map([view]))):
+        with pytest.raises(InputError, match="a memoryview is no picture") as caught:
+            call(memoryview(images(2)))
+        assert "arrays" in caught.value.do
+    with pytest.raises(InputError, match="input is a memoryview"):
+        colours({"input": memoryview(images(2))})
+
+
 def test_await(colours: trtship.BundleSession) -> None:
     async def main() -> None:
         found = await asyncio.gather(*(colours.ainfer(images(2 + seed % 3, seed)) for seed in range(12)))

@@ -27,6 +27,8 @@ from trtship.engine import plan_from_onnx
 from trtship.errors import ForkedError, GpuMemoryError, InputError, OutputError
 from trtship.family import choose_family
 from trtship.gpu import list_gpus
+from trtship.session.arrays.exchange import DeviceMemory
+from trtship.session.cuda import Cuda
 from trtship.session.tensorrt import TensorRTSession
 from trtship.spec import Precision, ShapeRange, TensorSpec
 
@@ -226,13 +228,13 @@ def test_numpy_torch_and_jax_on_the_host(session: TensorRTSession) -> None:
 class Interface:
     """Nothing but `__cuda_array_interface__`."""
 
-    def __init__(self, tensor: Any) -> None:
-        self.tensor = tensor
+    def __init__(self, tensor: Any, stream: int | None = None) -> None:
+        self.tensor, self.stream = tensor, stream
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
         found: dict[str, Any] = self.tensor.__cuda_array_interface__
-        return found
+        return found if self.stream is None else {**found, "stream": self.stream}
 
 
 class Exchange:
@@ -260,6 +262,40 @@ def test_what_else_speaks_a_protocol(session: TensorRTSession, kind: type) -> No
         assert_right(torch.as_tensor(found, device="cuda").cpu().numpy(), x)
     with pytest.raises(InputError, match="not contiguous"):
         session.infer({"x": kind(torch.from_numpy(images(16)).cuda()[::2])})
+
+
+def test_our_own_memory_is_taken_and_written_to_and_copied_to_the_host(session: TensorRTSession) -> None:
+    torch = pytest.importorskip("torch")
+    cuda = Cuda(0)
+    with cuda.selected():
+        stream = cuda.create_stream()
+        for seed in range(5):
+            x = images(8, seed)
+            given, out = (DeviceMemory(cuda, shape, "float32") for shape in (x.shape, (8, CLASSES)))
+            cuda.to_device(given.address, x.ctypes.data, x.nbytes, stream)
+            given.written_on(stream)
+            assert_right(session.infer({"x": given})["y"].get(), x)
+            assert session.infer({"x": given}, out=out)["y"] is out
+            assert_right(torch.from_dlpack(out).cpu().numpy(), x)
+            assert_right(out.get(), x)
+        cuda.synchronize(stream)
+        cuda.destroy_stream(stream)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_results_in_arrays_of_no_known_package_are_there_for_the_next_reader(
+    session: TensorRTSession, streamed: bool
+) -> None:
+    torch = pytest.importorskip("torch")
+    for seed in range(5):
+        x, stream = images(32, seed), torch.cuda.Stream()
+        with torch.cuda.stream(stream):
+            tensor, out = torch.from_numpy(x).cuda(), torch.zeros(32, CLASSES, device="cuda")
+            stream.synchronize()
+            session.infer({"x": Interface(tensor)}, out=Interface(out, stream.cuda_stream if streamed else None))
+            found = out * 2
+        stream.synchronize()
+        assert_right((found / 2).cpu().numpy(), x)
 
 
 def test_tensors_with_gaps_are_laid_out_on_the_device(session: TensorRTSession) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_session_on_gpu import assert_right, images, made_in, open_plan
+from test_session_on_gpu import Interface, assert_right, images, made_in, open_plan
 
 from in_threads import in_threads
 from trtship.errors import InputError
@@ -49,6 +49,20 @@ def test_the_second_gpu_runs_what_is_on_it_whichever_is_the_current_one(sessions
                     assert_right(session.infer({"x": x})["y"], x)
                     (mapped,) = session.map([{"x": x}])
                     assert_right(mapped["y"], x)
+            assert torch.cuda.current_device() == current
+
+
+def test_arrays_that_tell_an_address_alone_are_taken_where_they_lie(sessions: Sessions) -> None:
+    for current in (0, 1):
+        with torch.cuda.device(current):
+            for device, session in enumerate(sessions):
+                x = images(8, device)
+                here, there = tensor(x, device), tensor(x, 1 - device)
+                for index in (0, 1):
+                    torch.cuda.synchronize(index)  # this interface says nothing of streams
+                assert_right(session.infer({"x": Interface(here)})["y"].get(), x)
+                with pytest.raises(InputError, match=f"on cuda:{1 - device}, and this session runs on cuda:{device}"):
+                    session.infer({"x": Interface(there)})
             assert torch.cuda.current_device() == current
 
 

@@ -20,6 +20,7 @@ from trtship.family.kernels import Kernels
 from trtship.family.spares import Owner
 from trtship.gpu import Gpu
 from trtship.session import tensorrt as tensorrt_session
+from trtship.session.arrays import other
 from trtship.session.tensorrt import TensorRTSession
 from trtship.spec import ShapeRange, TensorSpec
 
@@ -304,6 +305,7 @@ def fake_session(
     cuda = cuda or FakeCuda()
     engine = engine_of(cuda, top, profiles)
     monkeypatch.setattr(tensorrt_session, "Cuda", lambda device: cuda)
+    monkeypatch.setattr(other, "device_of", lambda address: cuda.device)
     monkeypatch.setenv("TRTSHIP_CACHE", str(tmp_path))
     family: Any = FakeFamily(engine)
     return TensorRTSession(b"plan", family, gpu=GPU, **options), cuda, engine

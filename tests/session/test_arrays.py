@@ -1,4 +1,4 @@
-"""The kinds of arrays, as far as a machine without a GPU can tell; CuPy, JAX and the GPU are in tests/gpu."""
+"""The kinds of arrays, as far as a machine without a GPU can tell; CuPy and GPUs are in tests/gpu, JAX in test_jax."""
 
 from __future__ import annotations
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from trtship.errors import DeviceError, GpuFaultError, GpuMemoryError
 from trtship.gpu import list_gpus
-from trtship.session.cuda import Cuda
+from trtship.session import cuda as cuda_module
+from trtship.session.cuda import Cuda, device_of
 
 pytest.importorskip("cuda.bindings.runtime")
 pytestmark = pytest.mark.skipif(bool(list_gpus()), reason="this machine has a GPU")
@@ -68,6 +70,29 @@ def test_every_call_is_tried_here() -> None:
 
 def test_memory_that_cuda_does_not_know_is_not_pinned(cuda: Cuda) -> None:
     assert not cuda.is_pinned(HERE)
+
+
+def test_whose_memory_an_address_is_cuda_is_asked_in_its_own_words() -> None:
+    with pytest.raises(DeviceError, match=r"CUDA: .+"):  # no driver here
+        device_of(HERE)
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "device"),
+    [(0, 2, 1), (0, 2, 0), (0, 3, 1), (0, 1, 1), (0, 0, None), (1, 0, None)],
+    ids=["device", "first", "managed", "pinned", "unregistered", "invalid"],
+)
+def test_the_gpu_that_memory_belongs_to(
+    monkeypatch: pytest.MonkeyPatch, code: int, kind: int, device: int | None
+) -> None:
+    """As CUDA tells it: of memory that it does not know the type is 0, and the device none."""
+    attributes = SimpleNamespace(type=kind, device=-2 if device is None else device)
+    runtime = SimpleNamespace(
+        cudaPointerGetAttributes=lambda address: (code, attributes if address == HERE else None),
+        cudaGetLastError=lambda: None,
+    )
+    monkeypatch.setattr(cuda_module, "need", lambda module, *, purpose: runtime)
+    assert device_of(HERE) == device
 
 
 def test_what_an_error_code_means(cuda: Cuda) -> None:

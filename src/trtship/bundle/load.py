@@ -122,7 +122,8 @@ class BundleSession(Session):
                 why="its source did not tell how pictures become inputs",
                 do="call the session with arrays, or deploy a model that tells it (trtship_preprocess, see README)",
             )
-        many = images if isinstance(images, Sequence) and not isinstance(images, (str, bytes)) else [images]
+        one = not isinstance(images, Sequence) or isinstance(images, (str, bytes, memoryview))
+        many = [images] if one else images
         if not many:
             raise InputError("there are no pictures", why="the list is empty", do="pass one, or more")
         for image in many:

@@ -95,8 +95,9 @@ class Session(ABC):
 
         On a GPU the work is ordered on the caller's current stream, as that of any operator is.
 
-        Raises InputError, with the specs in it, when `feeds` are not what `inputs` say; OutputError for an `out` that
-        does not fit; GpuFaultError from the moment that the GPU does no more work; ForkedError.
+        Raises InputError, with the specs in it, when `feeds` are not what `inputs` say, and where JAX would cut results
+        of 64 bits to 32 (`jax_enable_x64`); OutputError for an `out` that does not fit; GpuFaultError from the moment
+        that the GPU does no more work; ForkedError.
         """
         call, arrays = self._call(feeds)
         return self._start(call, arrays, out)()
@@ -198,10 +199,11 @@ class Session(ABC):
                 call = self._calls.get(key)
                 if call is not None and (len(names) == 1 or all(kind_of(array) is kind for array in arrays)):
                     return call, arrays
-        except (KeyError, AttributeError, TypeError, BufferError):  # not the names, or not of one kind
+        except (KeyError, AttributeError, TypeError, BufferError, InputError):  # not the names, or not of one kind
             key = None
         call = checked(self.inputs, self.ranges, feeds, letter=splits_by(self.inputs, self.outputs, self.ranges))
         arrays = [feeds[name] for name in names]
+        call.kind.check_results(self.outputs)
         self._fits(call, arrays)
         if key is not None:
             with self._noting:

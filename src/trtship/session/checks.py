@@ -27,7 +27,7 @@ def checked(
     InputError."""
     _check_names(inputs, feeds)
     kind = _kind(inputs, feeds)
-    facts = {spec.name: kind.facts(feeds[spec.name]) for spec in inputs}
+    facts = {spec.name: _facts(inputs, spec.name, kind, feeds[spec.name]) for spec in inputs}
     _check_places(inputs, kind, facts)
     for spec in inputs:
         if facts[spec.name].dtype != spec.dtype:
@@ -49,6 +49,14 @@ def checked(
     )
 
 
+def _facts(inputs: Sequence[TensorSpec], name: str, kind: Kind, array: Array) -> Facts:
+    try:
+        return kind.facts(array)
+    except InputError as error:
+        specs = refusal(inputs, "", "").do
+        raise InputError(f"{name}: {error.what}", why=error.why, do=f"{error.do}; {specs}") from error
+
+
 def _check_names(inputs: Sequence[TensorSpec], feeds: Mapping[str, Array]) -> None:
     wanted = {spec.name for spec in inputs}
     faults = [f"missing: {', '.join(sorted(wanted - feeds.keys()))}"] if wanted - feeds.keys() else []
@@ -65,7 +73,8 @@ def _kind(inputs: Sequence[TensorSpec], feeds: Mapping[str, Array]) -> Kind:
             raise refusal(
                 inputs,
                 f"{name} is a {type(array).__name__}",
-                "it takes numpy arrays, torch tensors, CuPy and JAX arrays, and others that speak DLPack",
+                "it takes numpy arrays, torch tensors, CuPy and JAX arrays, and others that speak DLPack"
+                + (": np.asarray() sees the memory of a view" if isinstance(array, memoryview) else ""),
             )
         kinds[name] = kind
     if len(set(kinds.values())) > 1:
@@ -135,7 +144,10 @@ def out_fault(array: Array, spec: TensorSpec, shape: tuple[int, ...], call: Call
     kind: Kind | None = kind_of(array)
     if kind is not call.kind:
         return f"it is {kind.name if kind else f'a {type(array).__name__}'}, and the inputs are not"
-    facts = kind.facts(array)
+    try:
+        facts = kind.facts(array)
+    except InputError as error:
+        return f"{error.what}: {error.why}"
     if (facts.place == "cuda") != call.on_gpu or facts.device != call.index:
         return "it is in another place than the inputs"
     if facts.dtype != spec.dtype or facts.shape != shape:

@@ -13,8 +13,41 @@ OUT_OF_MEMORY = 2
 STICKY = frozenset({214, 220, 226, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 721})
 """Codes after which CUDA refuses all further work of the process on that device: illegal address, failed launch,
 uncorrectable memory errors and the like (cudaError_t in CUDA's driver_types.h)."""
-HOST_MEMORY = 1
-"""cudaMemoryTypeHost: what CUDA allocated, or registered, on the host."""
+INVALID_VALUE = 1
+NO_MEMORY_OF_CUDA, HOST_MEMORY = 0, 1
+"""cudaMemoryTypeUnregistered; and cudaMemoryTypeHost: what CUDA allocated, or registered, on the host."""
+
+
+def device_of(address: int) -> int | None:
+    """The index of the GPU that memory belongs to; None for memory that CUDA does not know. Raises DependencyError,
+    GpuFaultError, DeviceError."""
+    rt = need("cuda.bindings.runtime", purpose="arrays on a GPU")
+    code, attributes = rt.cudaPointerGetAttributes(address)
+    if int(code) == INVALID_VALUE:  # as CUDA before 11 says it
+        rt.cudaGetLastError()
+        return None
+    if int(code):
+        raise _error(rt, int(code), code)
+    return None if int(attributes.type) == NO_MEMORY_OF_CUDA else int(attributes.device)
+
+
+def _error(rt: Any, number: int, code: Any) -> DeviceError:
+    _, text = rt.cudaGetErrorString(code)
+    words = text.decode() if isinstance(text, bytes) else str(text)
+    if number == OUT_OF_MEMORY:
+        rt.cudaGetLastError()  # it is told once, and not to the next one who asks
+        return GpuMemoryError(
+            f"CUDA: {words}",
+            why="the GPU has too little free memory",
+            do="free GPU memory, or run smaller batches",
+        )
+    if number in STICKY:
+        return GpuFaultError(
+            f"CUDA: {words}",
+            why=f"CUDA error {number}: the GPU does no more work for this process",
+            do="start the process again; compute-sanitizer finds the kernel that did it",
+        )
+    return DeviceError(f"CUDA: {words}", why=f"CUDA error {number}", do="trtship doctor shows what this machine has")
 
 
 class Cuda:
@@ -48,24 +81,7 @@ class Cuda:
 
     def error(self, number: int, code: Any = None) -> DeviceError:
         """What CUDA says of an error code."""
-        _, text = self._rt.cudaGetErrorString(self._rt.cudaError_t(number) if code is None else code)
-        words = text.decode() if isinstance(text, bytes) else str(text)
-        if number == OUT_OF_MEMORY:
-            self._rt.cudaGetLastError()  # it is told once, and not to the next one who asks
-            return GpuMemoryError(
-                f"CUDA: {words}",
-                why="the GPU has too little free memory",
-                do="free GPU memory, or run smaller batches",
-            )
-        if number in STICKY:
-            return GpuFaultError(
-                f"CUDA: {words}",
-                why=f"CUDA error {number}: the GPU does no more work for this process",
-                do="start the process again; compute-sanitizer finds the kernel that did it",
-            )
-        return DeviceError(
-            f"CUDA: {words}", why=f"CUDA error {number}", do="trtship doctor shows what this machine has"
-        )
+        return _error(self._rt, number, self._rt.cudaError_t(number) if code is None else code)
 
     def select(self) -> None:
         """Make this device the calling thread's current one."""

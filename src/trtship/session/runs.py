@@ -113,10 +113,11 @@ class Runs:
         def work() -> dict[str, Array]:
             with cuda.selected():
                 self._attempt(call, partial(self._enqueue, call, ins, outs, stream, taken, poison))
-                return {
-                    name: room if given is not None else kind.finish(room, stream)
-                    for name, (room, _) in zip(self._names, rooms, strict=True)
-                }
+                if given is not None:
+                    for array in given:
+                        kind.written(array, stream, cuda)
+                    return dict(zip(self._names, given, strict=True))
+                return {name: kind.finish(room, stream) for name, (room, _) in zip(self._names, rooms, strict=True)}
 
         return work
 

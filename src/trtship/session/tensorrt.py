@@ -10,7 +10,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 
-from trtship.errors import GpuFaultError, GpuMemoryError, TrtshipError
+from trtship.errors import GpuFaultError, GpuMemoryError, InputError, TrtshipError
 from trtship.family import Engine, Family
 from trtship.gpu import Gpu
 from trtship.kept import KEPT, NONE
@@ -207,7 +207,9 @@ class TensorRTSession(Session):
         """`out` in the outputs' order, checked. Raises OutputError."""
         plan: Plan = call.plan
         kind, outputs = call.kind, self.outputs
-        known = len(outputs) == 1 and kind_of(out) is kind and kind.key(out) in plan.targets
+        known = False
+        with suppress(InputError):  # one that cannot be read is refused below
+            known = len(outputs) == 1 and kind_of(out) is kind and kind.key(out) in plan.targets
         if known and kind.is_contiguous(out) and kind.is_writable(out):
             return [out]
         given = self._given(call, out, self._runs.out_shapes(call))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 
-from trtship.session.arrays.base import Array, Facts, Kind
+from trtship.session.arrays.base import Array, Facts, Kind, speaks
 from trtship.session.arrays.numpy import NUMPY
 
 __all__ = ["FILES", "NUMPY", "Array", "Facts", "Kind", "kind_of"]
@@ -29,7 +29,7 @@ def _found(array: Array) -> Kind | None:
         if kind.claims(array):
             _known[type(array)] = kind
             return kind
-    if any(hasattr(array, name) for name in ("__dlpack__", "__cuda_array_interface__")):
+    if speaks(array, "__dlpack__", "__cuda_array_interface__"):
         from trtship.session.arrays.other import KIND
 
         return KIND if KIND.claims(array) else None

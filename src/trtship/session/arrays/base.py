@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 if TYPE_CHECKING:
     from trtship.session.arrays.exchange import DeviceMemory
     from trtship.session.cuda import Cuda
+    from trtship.spec import TensorSpec
 
 Array: TypeAlias = Any
 """A numpy array, a torch tensor, a CuPy or JAX array, or anything with `__dlpack__` or `__cuda_array_interface__`."""
@@ -52,6 +53,10 @@ class Kind(ABC):
     def is_writable(self, array: Array) -> bool:
         """Whether a result may be written into it."""
         return False
+
+    def check_results(self, outputs: Sequence[TensorSpec]) -> None:  # noqa: B027 - most have every dtype
+        """Raises InputError where, as the package is set, it has no arrays of an output's dtype. Asked again for each
+        `key`."""
 
     # on the host
 
@@ -97,6 +102,15 @@ class Kind(ABC):
         memory: DeviceMemory = room
         memory.written_on(stream)
         return memory
+
+    def written(self, array: Array, stream: int, cuda: Cuda) -> None:  # noqa: B027 - most have written on their own stream
+        """Called for an array of the caller's that results were enqueued to on `stream`, where that is none of the
+        caller's: whoever reads it next must find them."""
+
+
+def speaks(array: Array, *names: str) -> bool:
+    """Whether it has one of these attributes. Those of its class are not evaluated: that may take time, or raise."""
+    return any(hasattr(type(array), name) for name in names) or any(hasattr(array, name) for name in names)
 
 
 def numpy_dtype(name: str) -> np.dtype[Any]:

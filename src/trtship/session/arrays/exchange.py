@@ -9,9 +9,14 @@ from __future__ import annotations
 import ctypes
 import math
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from trtship.errors import InputError
+from trtship.session.arrays.base import numpy_dtype
 
 if TYPE_CHECKING:
     from trtship.session.cuda import Cuda
@@ -91,6 +96,20 @@ def opened(capsule: Any) -> Tensor:
     return Tensor((found.data or 0) + found.byte_offset, dtype, shape, int(found.device_type), dense)
 
 
+@contextmanager
+def reading(array: Any) -> Iterator[None]:
+    """What a package raises while its array is asked where it lies, and what of, is an InputError."""
+    try:
+        yield
+    except (BufferError, TypeError, ValueError, LookupError, RuntimeError, AttributeError) as error:
+        kind = type(array)
+        raise InputError(
+            f"this {kind.__module__}.{kind.__qualname__} cannot be read",
+            why=f"its package refuses: {str(error) or type(error).__name__}",
+            do="pass a copy of it, or a numpy array or torch tensor of its memory",
+        ) from error
+
+
 class Shared:
     """Memory with a shape and a dtype, on a device, that other packages take by DLPack. `owner` lives as long as any
     of them needs it."""
@@ -134,13 +153,13 @@ _destructor = ctypes.PYFUNCTYPE(None, ctypes.c_void_p)(_destruct)
 
 class DeviceMemory:
     """GPU memory of a result, `[shape]` of `dtype`, freed with its last user; speaks DLPack and
-    `__cuda_array_interface__`.
+    `__cuda_array_interface__`. `device` is the GPU's index; `get()` copies it to the host.
 
     Raises GpuMemoryError.
     """
 
     def __init__(self, cuda: Cuda, shape: tuple[int, ...], dtype: str) -> None:
-        self.shape, self.dtype, self._cuda = shape, dtype, cuda
+        self.shape, self.dtype, self.device, self._cuda = shape, dtype, cuda.device, cuda
         self.nbytes = math.prod(shape) * _TYPES[dtype][1] // 8
         self._event = self.address = 0
         self.address = cuda.allocate(max(self.nbytes, 1))
@@ -151,8 +170,32 @@ class DeviceMemory:
             self._event = self._cuda.create_event()
         self._cuda.record(self._event, stream)
 
+    def ready_on(self, stream: int) -> int:
+        """Its address, to be used on `stream`, which waits for the contents; the host does not. The GPU must be the
+        current one."""
+        if self._event:
+            self._cuda.wait(stream, self._event)
+        return self.address
+
+    def get(self) -> np.ndarray[Any, Any]:
+        """A copy on the host, `[shape]` of `dtype`, once the contents are there. Raises DeviceError, GpuFaultError;
+        DependencyError for bfloat16 without ml_dtypes."""
+        found = np.empty(self.shape, numpy_dtype(self.dtype))
+        with self._cuda.selected():
+            stream = self._cuda.create_stream()
+            try:
+                self._cuda.to_host(found.ctypes.data, self.ready_on(stream), self.nbytes, stream)
+                self._cuda.synchronize(stream)
+            finally:
+                self._cuda.destroy_stream(stream)
+        return found
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
+        """Raises TypeError: numpy would make an array of objects of it."""
+        raise TypeError("it is on the GPU, and numpy does not see it there: get() copies it to the host")
+
     def __dlpack_device__(self) -> tuple[int, int]:
-        return CUDA, self._cuda.device
+        return CUDA, self.device
 
     def __dlpack__(
         self,
@@ -167,7 +210,7 @@ class DeviceMemory:
             raise BufferError("it is handed over as it is, on its own device")
         if stream != -1 and self._event:
             with self._cuda.selected():  # the default streams are those of the current GPU
-                self._cuda.wait(1 if stream is None else int(stream), self._event)
+                self.ready_on(1 if stream is None else int(stream))
         return Shared(self.address, self.shape, self.dtype, device=self.__dlpack_device__(), owner=self).capsule()
 
     @property
