@@ -1,4 +1,4 @@
-"""The NVIDIA driver and its GPUs, asked through NVML: without torch, and without initializing CUDA.
+"""The NVIDIA driver and its GPUs, asked through NVML: without torch, and without initializing CUDA here.
 
 CUDA that has been initialized does not survive a fork; NVML does no such harm. Nothing here raises: where there is
 no driver, or it does not answer, there are no GPUs, and `driver_problem` says why.
@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from trtship.cuda_order import asked_order, started_order
 from trtship.spec import Record
 
 LIBRARY = "libnvidia-ml.so.1"
@@ -28,7 +29,7 @@ class Driver(Record, frozen=True):
 class Gpu(Record, frozen=True):
     """A GPU that CUDA may use here. `memory_mib` is all its memory, in MiB; `compute_capability` is like "9.0".
 
-    `index` counts the visible GPUs in the order of their PCI bus numbers, or of CUDA_VISIBLE_DEVICES.
+    `index` counts the visible GPUs as CUDA does, so that it is what `device=` takes.
     """
 
     index: int
@@ -40,12 +41,16 @@ class Gpu(Record, frozen=True):
 
 
 def list_gpus() -> tuple[Gpu, ...]:
-    """The GPUs that CUDA_VISIBLE_DEVICES leaves visible; empty without a driver."""
+    """The GPUs that CUDA_VISIBLE_DEVICES leaves visible, in CUDA's order; empty without a driver.
+
+    Where there are GPUs of several kinds, and CUDA has not been started in this process, the first call starts it in
+    another one, which may take a second. Where CUDA does not tell, the order is that of their PCI bus numbers, or of
+    CUDA_VISIBLE_DEVICES.
+    """
     try:
         with _nvml() as nvml:
             version = _text(nvml, "nvmlSystemGetDriverVersion")
-            handles = _visible(nvml, os.environ.get("CUDA_VISIBLE_DEVICES"))
-            return tuple(_describe(nvml, handle, i, version) for i, handle in enumerate(handles))
+            return tuple(_describe(nvml, handle, i, version) for i, handle in enumerate(_usable(nvml)))
     except _NvmlError:
         return ()
 
@@ -113,10 +118,37 @@ def _text(nvml: ctypes.CDLL, name: str, *before: object) -> str:
     return buffer.value.decode(errors="replace")
 
 
-def _visible(nvml: ctypes.CDLL, asked: str | None) -> list[ctypes.c_void_p]:
+def _usable(nvml: ctypes.CDLL) -> list[ctypes.c_void_p]:
+    """Those that CUDA may use, in its order."""
+    asked, handles = os.environ.get("CUDA_VISIBLE_DEVICES"), _all(nvml)
+    order = started_order()
+    if order is None and _is_open(nvml, asked, handles):
+        order = asked_order()
+    if order is not None:
+        known = [_handle(nvml, "nvmlDeviceGetHandleByPciBusId_v2", bus_id.encode()) for bus_id in order]
+        found = [handle for handle in known if handle is not None]
+        if len(found) == len(order):
+            return found
+    return _visible(nvml, asked, handles)
+
+
+def _all(nvml: ctypes.CDLL) -> list[ctypes.c_void_p]:
+    """In the order of their PCI bus numbers."""
     count = ctypes.c_uint()
     _call(nvml, "nvmlDeviceGetCount_v2", ctypes.byref(count))
-    handles = [h for i in range(count.value) if (h := _handle(nvml, "nvmlDeviceGetHandleByIndex_v2", ctypes.c_uint(i)))]
+    return [h for i in range(count.value) if (h := _handle(nvml, "nvmlDeviceGetHandleByIndex_v2", ctypes.c_uint(i)))]
+
+
+def _is_open(nvml: ctypes.CDLL, asked: str | None, handles: Sequence[ctypes.c_void_p]) -> bool:
+    """Whether CUDA's order may be another than that of the bus, in a way that matters: by speed, of different GPUs."""
+    if os.environ.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID":
+        return False
+    if asked is not None and not any(entry.strip().isdecimal() for entry in asked.split(",")):
+        return False  # by their UUIDs, or none
+    return len({_text(nvml, "nvmlDeviceGetName", handle) for handle in handles}) > 1
+
+
+def _visible(nvml: ctypes.CDLL, asked: str | None, handles: list[ctypes.c_void_p]) -> list[ctypes.c_void_p]:
     if asked is None:
         return handles
     chosen: list[ctypes.c_void_p] = []

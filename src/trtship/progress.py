@@ -1,7 +1,8 @@
 """How long work tells that it is alive: stages, notes and fractions, to whoever listens.
 
 The library calls a `Progress`; the command line passes one that draws on stderr. The base class is silent, so that
-`progress=SILENT` is the default everywhere and no function needs to ask whether somebody listens.
+`progress=SILENT` is the default everywhere and no function needs to ask whether somebody listens; but for what makes a
+product slower, which is a RuntimeWarning then (`trtship.load`).
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@ session are stood in for, all between them is real, the rebuilt plan too."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,14 +16,20 @@ import trtship
 from deployed import copy_of
 from trtship.bundle import Bundle, runtime
 from trtship.bundle.bundle import write_manifest
-from trtship.errors import DependencyError, DeviceError, InputError, SpecError
+from trtship.cli.console import Console
+from trtship.errors import DependencyError, DeviceError, GpuFaultError, GpuMemoryError, InputError, SpecError
 from trtship.family import installed_families
 from trtship.gpu import Gpu
+from trtship.progress import SILENT, Progress
 from trtship.session.base import Session
+from trtship.session.onnxruntime import OnnxRuntimeSession
 
 Deployed = Callable[[str, str], Path]
 GPU = Gpu(index=0, name="Stand-in", compute_capability="8.9", memory_mib=2**14, driver="580.1", uuid="GPU-0")
-pytestmark = pytest.mark.skipif(not installed_families(), reason="needs TensorRT")
+pytestmark = [
+    pytest.mark.skipif(not installed_families(), reason="needs TensorRT"),
+    pytest.mark.filterwarnings("ignore:.*(building one from|runs through onnxruntime):RuntimeWarning"),
+]
 
 
 class Plan(Session):
@@ -30,6 +37,7 @@ class Plan(Session):
     and gives what the colours give."""
 
     refused = 0
+    error: DeviceError = DeviceError("cannot load this plan here", why="it is for another GPU")
     wrong = False
     given: list[bytes]
 
@@ -40,7 +48,7 @@ class Plan(Session):
         type(self).given.append(plan)
         if self.refused:
             type(self).refused -= 1
-            raise DeviceError("cannot load this plan here", why="it is for another GPU")
+            raise self.error
         self.inputs, self.outputs, self.runtime = inputs, outputs, f"{family} on a stand-in"
 
     def _run(self, feeds: Any) -> Any:
@@ -177,7 +185,196 @@ def test_where_cuda_does_not_work_nothing_is_rebuilt(
     assert not (tmp_path / "cache").exists()
 
 
+FAULT = GpuFaultError("CUDA: an illegal memory access was encountered", why="CUDA error 700")
+FULL = GpuMemoryError("the session's memory limit is reached", why="40.0 more are needed for engine")
+
+
+class Heard(Progress):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+@pytest.fixture
+def nothing_else(deployed: Deployed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plan that is built, and a graph that is run in the plan's place, fail the test."""
+
+    def never(*_: Any, **__: Any) -> Any:
+        raise AssertionError("another way was tried")
+
+    deployed("colours", "fp16")
+    monkeypatch.setattr(runtime, "plan_apart", never)
+    monkeypatch.setattr(runtime, "OnnxRuntimeSession", never)
+
+
 @pytest.mark.parametrize("chosen", ["auto", "tensorrt"])
+@pytest.mark.parametrize("rebuild", [True, False])
+def test_a_gpu_that_works_no_more_is_told_as_it_is_and_nothing_else_is_tried(
+    deployed: Deployed, stand_in: type[Plan], nothing_else: None, chosen: Any, rebuild: bool
+) -> None:
+    stand_in.refused, stand_in.error = 1, FAULT
+    with pytest.raises(GpuFaultError) as caught:
+        trtship.load(deployed("colours", "fp16"), runtime=chosen, rebuild=rebuild)
+    assert caught.value is FAULT
+
+
+@pytest.mark.parametrize("chosen", ["auto", "tensorrt"])
+def test_a_gpu_that_works_no_more_is_told_when_cuda_starts_or_a_plan_is_rebuilt(
+    deployed: Deployed, stand_in: type[Plan], monkeypatch: pytest.MonkeyPatch, chosen: Any
+) -> None:
+    def broken(*_: Any, **__: Any) -> Any:
+        raise FAULT
+
+    stand_in.refused = 1
+    with monkeypatch.context() as patched:
+        patched.setattr(runtime, "plan_apart", broken)
+        with pytest.raises(GpuFaultError), pytest.warns(RuntimeWarning, match="building one"):
+            trtship.load(deployed("colours", "fp16"), runtime=chosen)
+    monkeypatch.setattr(runtime, "Cuda", broken)
+    with pytest.raises(GpuFaultError):
+        trtship.load(deployed("colours", "fp16"), runtime=chosen)
+
+
+@pytest.mark.parametrize("chosen", ["auto", "tensorrt"])
+@pytest.mark.parametrize("rebuild", [True, False])
+def test_a_plan_that_memory_has_no_room_for_is_an_error_that_says_what_to_do(
+    deployed: Deployed, stand_in: type[Plan], nothing_else: None, chosen: Any, rebuild: bool
+) -> None:
+    folder = deployed("colours", "fp16")
+    stand_in.refused, stand_in.error = 2, FULL
+    with pytest.raises(GpuMemoryError, match="GPU 0 has too little memory for the plan") as caught:
+        trtship.load(folder, runtime=chosen, rebuild=rebuild, memory_limit=10)
+    assert str(folder) in caught.value.what
+    assert caught.value.why == f"{FULL.what}: {FULL.why}"
+    assert "raise memory_limit (10 MiB)" in caught.value.do
+    assert "runtime='onnxruntime'" in caught.value.do
+    with pytest.raises(GpuMemoryError) as caught:
+        trtship.load(folder, runtime=chosen, rebuild=rebuild)
+    assert "memory_limit" not in caught.value.do
+
+
+def test_a_gpu_that_is_full_when_cuda_starts_is_not_replaced_by_the_cpu(
+    deployed: Deployed, stand_in: type[Plan], nothing_else: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(device: int) -> None:
+        raise GpuMemoryError("CUDA: out of memory")
+
+    monkeypatch.setattr(runtime, "Cuda", full)
+    with pytest.raises(GpuMemoryError, match="too little memory"):
+        trtship.load(deployed("colours", "fp16"))
+
+
+def test_a_rebuild_is_told_once_with_why_and_how_to_forbid_it(deployed: Deployed, stand_in: type[Plan]) -> None:
+    folder = deployed("colours", "fp16")
+    stand_in.refused = 1
+    with pytest.warns(RuntimeWarning) as told:
+        trtship.load(folder).close()
+    (text,) = [str(one.message) for one in told]
+    for part in (str(folder), "it is for another GPU", "minutes", "rebuild=False", "fp16/model.onnx"):
+        assert part in text
+    stand_in.refused = 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        trtship.load(folder).close()  # it was kept
+
+
+def test_who_listens_to_notes_gets_no_warnings(
+    deployed: Deployed, stand_in: type[Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard = Heard()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        stand_in.refused = 1
+        trtship.load(deployed("colours", "fp16"), progress=heard).close()
+        monkeypatch.setattr(runtime, "installed_families", dict)
+        trtship.load(deployed("colours", "fp16"), progress=heard).close()
+    rebuilt, fallen = heard.notes
+    assert "building one from" in rebuilt
+    assert "runs through onnxruntime, on the CPU: there is an NVIDIA GPU, but no TensorRT" in fallen
+
+
+@pytest.mark.parametrize("quiet", [True, False])
+def test_the_command_line_says_it_in_notes_or_not_at_all(quiet: bool) -> None:
+    progress = Console(quiet=quiet).progress
+    assert progress is not SILENT
+
+
+def test_the_cpu_in_place_of_a_gpu_is_a_warning(
+    deployed: Deployed, stand_in: type[Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime, "installed_families", dict)
+    with pytest.warns(RuntimeWarning, match=r"onnxruntime, on the CPU: .*no TensorRT: pip install"):
+        trtship.load(deployed("colours", "fp16")).close()
+
+
+class Graph(OnnxRuntimeSession):
+    """Says that it is on a GPU, and remembers where it was to run."""
+
+    asked: ClassVar[list[dict[str, Any]]] = []
+
+    def __init__(self, graph: Any, **options: Any) -> None:
+        self.asked.append(options)
+        super().__init__(graph)
+        self.device = "cuda"
+
+
+def test_onnxruntime_runs_on_the_gpu_that_was_named_within_the_memory_limit(
+    deployed: Deployed, stand_in: type[Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Graph, "asked", [])
+    monkeypatch.setattr(runtime, "OnnxRuntimeSession", Graph)
+    monkeypatch.setattr(runtime, "list_gpus", lambda: (GPU, GPU))
+    folder = deployed("colours", "fp16")
+    trtship.load(folder, runtime="onnxruntime", device=1).close()
+    trtship.load(folder, runtime="onnxruntime", memory_limit=900).close()
+    monkeypatch.setattr(runtime, "installed_families", dict)
+    with pytest.warns(RuntimeWarning, match="on the CUDA"):
+        trtship.load(folder, device=1, memory_limit=900).close()
+    assert Graph.asked == [
+        {"providers": "auto", "device": 1, "memory_limit": None},
+        {"providers": "auto", "device": 0, "memory_limit": 900},
+        {"providers": "auto", "device": 1, "memory_limit": 900},
+    ]
+
+
+def test_a_gpu_that_was_named_is_not_replaced_by_onnxruntimes_cpu(
+    deployed: Deployed, stand_in: type[Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime, "list_gpus", lambda: (GPU, GPU))
+    with pytest.raises(DeviceError, match="onnxruntime does not run on GPU 1 here"):
+        trtship.load(deployed("colours", "fp16"), runtime="onnxruntime", device=1)
+    with trtship.load(deployed("colours", "fp16"), runtime="onnxruntime") as session:
+        assert "CPU: as asked" in session.runtime
+
+
+@pytest.mark.parametrize("chosen", ["auto", "onnxruntime", "tensorrt"])
+@pytest.mark.parametrize("gpus", [(), (GPU,)])
+@pytest.mark.parametrize("family", ["foo", "TensorRT", "", 3])
+def test_a_family_that_does_not_exist_is_the_users_mistake_everywhere(
+    deployed: Deployed, monkeypatch: pytest.MonkeyPatch, chosen: Any, gpus: Any, family: Any
+) -> None:
+    folder = deployed("colours", "fp16")
+    monkeypatch.setattr(runtime, "list_gpus", lambda: gpus)
+    with pytest.raises(SpecError, match="unknown TensorRT family") as caught:
+        trtship.load(folder, runtime=chosen, family=family)
+    assert "tensorrt, tensorrt_rtx" in caught.value.why
+    with pytest.raises(SpecError, match="unknown TensorRT family"):
+        runtime.open_session(Bundle.open(folder), runtime=chosen, family=family)
+
+
+@pytest.mark.parametrize("chosen", ["auto", "onnxruntime"])
+def test_a_gpu_that_was_named_is_missed_where_there_is_none(
+    deployed: Deployed, monkeypatch: pytest.MonkeyPatch, chosen: Any
+) -> None:
+    folder = deployed("colours", "fp16")
+    monkeypatch.setattr(runtime, "list_gpus", lambda: ())
+    with pytest.raises(DeviceError, match="there is no GPU 1 here"):
+        trtship.load(folder, runtime=chosen, device=1)
+
+
+@pytest.mark.parametrize("chosen", ["auto", "tensorrt", "onnxruntime"])
 @pytest.mark.parametrize("device", [1, -1])
 def test_a_gpu_that_is_not_there_is_never_replaced_by_the_cpu(
     deployed: Deployed, stand_in: type[Plan], chosen: Any, device: int

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -117,6 +118,14 @@ def test_a_session_is_not_sent_to_another_process(colours: trtship.BundleSession
 def test_no_classes_at_all_are_nothing_to_ask_for(colours: trtship.BundleSession, top: int) -> None:
     with pytest.raises(InputError, match="asks for nothing"):
         colours.classify(picture(GREEN), top=top)
+
+
+@pytest.mark.parametrize("wrong", [None, 3, b"swin.trtship", ["swin.trtship"]])
+def test_what_names_no_bundle_is_refused(wrong: Any) -> None:
+    with pytest.raises(SpecError, match="names no bundle"):
+        trtship.load(wrong)
+    with pytest.raises(SpecError, match="names no bundle"):
+        Bundle.open(wrong)
 
 
 def test_an_unknown_runtime_is_refused(colours: trtship.BundleSession) -> None:

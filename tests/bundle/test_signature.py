@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography import x509
@@ -120,6 +121,34 @@ def test_certificates_are_followed_to_the_one_that_is_trusted(deployed: Deployed
     open_trusted(copy, Trust.of(None, [keys / "authority.crt"]))
     with pytest.raises(BundleSignatureError, match="not valid"):
         open_trusted(copy, Trust.of(None, [keys / "theirs.crt"]))
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_one_certificate_needs_no_list_around_it(deployed: Deployed, keys: Path, tmp_path: Path, kind: Any) -> None:
+    copy = copy_of(deployed("colours", "fp16"), tmp_path)
+    trusted = kind(keys / "authority.crt")
+    sign_bundle(copy, key=keys / "ours.pem", certificate=keys / "ours.crt", chain=trusted)
+    trtship.load(copy, verify_certificates=trusted, runtime="onnxruntime").close()
+    with pytest.raises(BundleSignatureError, match="not valid"):
+        trtship.load(copy, verify_certificates=kind(keys / "theirs.crt"))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"verify_key": 3}, "3 is no path"),
+        ({"verify_key": b"ours.pub"}, "b'ours.pub' is no path"),
+        ({"verify_certificates": 3}, "3 is no path"),
+        ({"verify_certificates": [None]}, "None is no path"),
+        ({"verify_certificates": "/none.pem"}, "there is no file /none.pem"),
+        ({"verify_certificates": ""}, "there is no file"),
+        ({"verify_key": ""}, "there is no file"),
+    ],
+)
+def test_what_is_no_key_and_no_certificate_is_the_users_mistake(signed: Path, wrong: dict[str, Any], said: str) -> None:
+    """An empty name among them: it must not mean that nobody's signature is asked for."""
+    with pytest.raises(SpecError, match=said):
+        trtship.load(signed, **wrong)
 
 
 def test_a_bundle_made_anew_by_somebody_else_is_not_ours(signed: Path, keys: Path) -> None:

@@ -37,6 +37,11 @@ def tensor(x: np.ndarray[Any, Any], device: int) -> Any:
     return torch.from_numpy(x).to(f"cuda:{device}")
 
 
+def test_gpus_are_counted_as_cuda_counts_them() -> None:
+    found = [f"GPU-{torch.cuda.get_device_properties(number).uuid}" for number in range(torch.cuda.device_count())]
+    assert [gpu.uuid for gpu in list_gpus()] == found
+
+
 def test_the_second_gpu_runs_what_is_on_it_whichever_is_the_current_one(sessions: Sessions) -> None:
     for current in (0, 1):
         with torch.cuda.device(current):

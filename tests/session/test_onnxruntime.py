@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -8,7 +11,8 @@ import onnx.parser
 import pytest
 import torch
 
-from trtship.errors import DeviceError, GraphError, InputError
+from trtship.errors import DeviceError, GpuMemoryError, GraphError, InputError
+from trtship.session import onnxruntime as module
 from trtship.session.onnxruntime import OnnxRuntimeSession
 from trtship.spec import TensorSpec
 
@@ -151,3 +155,106 @@ def test_cuda_is_refused_where_onnxruntime_has_none() -> None:
         session_of(PLAIN, providers="cuda")
     with session_of(PLAIN, providers="auto") as session:
         assert session.device == "cpu"
+
+
+ARENA = (
+    "[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Exception during initialization: /onnxruntime_src/onnxruntime/core/"
+    "framework/bfc_arena.cc:376 void* onnxruntime::BFCArena::AllocateRawInternal(size_t, bool, onnxruntime::Stream*) "
+    "Failed to allocate memory for requested buffer of size 8388608000"
+)
+DRIVER = "CUDA failure 2: out of memory ; GPU=0 ; hostname=h ; expr=cudaMalloc((void**)&p, size);"
+Opened = list[tuple[list[Any], dict[str, Any]]]
+
+
+@pytest.fixture
+def with_cuda(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Opened]:
+    """An onnxruntime that says that it has CUDA, and runs on the CPU. `failing` is what its CUDA provider says. The
+    list fills with the providers, and the other options, of each session that is asked for."""
+    import onnxruntime as real
+
+    def stand_in(failing: str = "", running: str = "") -> Opened:
+        opened: Opened = []
+
+        class Stand(real.InferenceSession):  # type: ignore[misc]
+            def __init__(self, graph: Any, options: Any, providers: list[Any], **others: Any) -> None:
+                opened.append((providers, others))
+                self.on_cuda = providers != ["CPUExecutionProvider"]
+                if self.on_cuda and failing:
+                    raise RuntimeError(failing)
+                super().__init__(graph, options, providers=["CPUExecutionProvider"])
+
+            def get_providers(self) -> list[str]:
+                return (["CUDAExecutionProvider"] if self.on_cuda else []) + ["CPUExecutionProvider"]
+
+            def run(self, *arguments: Any) -> Any:
+                if running:
+                    raise RuntimeError(running)
+                return super().run(*arguments)
+
+        found = SimpleNamespace(
+            get_available_providers=lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"],
+            InferenceSession=Stand,
+            SessionOptions=real.SessionOptions,
+            GraphOptimizationLevel=real.GraphOptimizationLevel,
+            __version__="0",
+        )
+        monkeypatch.setattr(module, "need", lambda name, purpose: found)
+        return opened
+
+    return stand_in
+
+
+@pytest.mark.parametrize("providers", ["auto", "cuda"])
+def test_the_device_and_the_memory_limit_are_the_cuda_providers(with_cuda: Any, providers: str) -> None:
+    opened = with_cuda()
+    with session_of(PLAIN, providers=providers, device=3, memory_limit=1.5) as session:
+        assert session.device == "cuda"
+    bounded = {"gpu_mem_limit": str(3 * 2**19), "arena_extend_strategy": "kSameAsRequested"}
+    (asked, others), *rest = opened
+    assert asked == [("CUDAExecutionProvider", {"device_id": "3", **bounded}), "CPUExecutionProvider"]
+    assert others == {"enable_fallback": 0}
+    assert rest == []
+    opened.clear()
+    session_of(PLAIN, providers=providers).close()
+    assert opened[0][0][0] == ("CUDAExecutionProvider", {"device_id": "0"})
+
+
+@pytest.mark.parametrize("words", [ARENA, DRIVER])
+@pytest.mark.parametrize("providers", ["auto", "cuda"])
+def test_what_the_gpu_has_no_memory_for_is_not_taken_to_the_cpu(with_cuda: Any, words: str, providers: str) -> None:
+    opened = with_cuda(failing=words)
+    with pytest.raises(GpuMemoryError, match="too little memory"):
+        session_of(PLAIN, providers=providers, memory_limit=1)
+    assert len(opened) == 1
+
+
+@pytest.mark.parametrize("words", [ARENA, DRIVER])
+def test_memory_that_runs_out_later_is_told_as_such(with_cuda: Any, words: str) -> None:
+    with_cuda(running=words)
+    with session_of(PLAIN, providers="cuda") as session, pytest.raises(GpuMemoryError):
+        session.infer({"x": X, "y": Y})
+    with session_of(PLAIN) as session, pytest.raises(GraphError):
+        session.infer({"x": X, "y": Y})
+
+
+def test_a_cuda_provider_that_fails_leaves_the_cpu_where_that_is_allowed(
+    with_cuda: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with_cuda(failing="CUDA failure 35: CUDA driver version is insufficient")
+    with session_of(PLAIN, providers="auto") as session:
+        assert session.device == "cpu"
+        assert np.array_equal(session.infer({"x": X, "y": Y})["z"], -X)
+    with pytest.raises(DeviceError, match="driver version is insufficient"):
+        session_of(PLAIN, providers="cuda")
+    with pytest.raises(GraphError, match="cannot load"):
+        OnnxRuntimeSession(b"no graph", providers="auto")
+    assert capfd.readouterr().out == ""
+
+
+def test_tensors_of_another_gpu_are_refused(with_cuda: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_cuda()
+    session = session_of(PLAIN, providers="cuda", device=1)
+    monkeypatch.setattr(module, "need", lambda name, purpose: torch)
+    tensor = SimpleNamespace(device=torch.device("cuda", 0))
+    with session, pytest.raises(InputError, match="cuda:0, and this session runs on cuda:1"):
+        session._run_torch({"x": tensor})

@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import json
 import os
+import reprlib
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -15,7 +16,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from trtship.bundle.manifest import Manifest, read_manifest, seal
-from trtship.errors import BundleCorruptError, BundleError, OutputError
+from trtship.errors import BundleCorruptError, BundleError, OutputError, SpecError
 from trtship.files import sha256_of, whole_file
 from trtship.progress import SILENT, Progress
 from trtship.verify import Reference, Verdict
@@ -29,6 +30,17 @@ HASHING = 4
 T = TypeVar("T")
 
 
+def folder_of(bundle: object) -> Path:
+    """A bundle's path as such. Raises SpecError for what is none."""
+    if not isinstance(bundle, (str, os.PathLike)):
+        raise SpecError(
+            f"{reprlib.repr(bundle)} names no bundle",
+            why=f"it is a {type(bundle).__name__}",
+            do="pass the path of its folder",
+        )
+    return Path(bundle)
+
+
 class Bundle(msgspec.Struct, frozen=True):
     """An opened bundle: its folder and its manifest. Every file's hash was right when it was opened."""
 
@@ -39,9 +51,10 @@ class Bundle(msgspec.Struct, frozen=True):
     def open(folder: Path | str, *, progress: Progress = SILENT) -> Bundle:
         """Read the manifest and check the SHA-256 of every file it lists.
 
-        Raises BundleError (no bundle), BundleCorruptError (a file is missing or differs), BundleSchemaError.
+        Raises BundleError (no bundle), BundleCorruptError (a file is missing or differs), BundleSchemaError, SpecError
+        for what is no path.
         """
-        folder = Path(folder)
+        folder = folder_of(folder)
         if not folder.is_dir():
             why = "it is a file" if folder.exists() else "there is no such folder"
             raise BundleError(f"{folder} is no bundle", why=why, do="trtship deploy makes one")

@@ -13,11 +13,12 @@ import msgspec
 import numpy as np
 from PIL import Image
 
-from trtship.bundle.bundle import Bundle
+from trtship.bundle.bundle import Bundle, folder_of
 from trtship.bundle.first_check import check_first, needs_first_check
 from trtship.bundle.runtime import PlanOptions, Runtime, open_session, start_cuda
 from trtship.bundle.signature import Trust, open_trusted
 from trtship.errors import DeviceError, InputError, SpecError
+from trtship.family import check_family
 from trtship.preprocess import preprocess_images
 from trtship.progress import SILENT, Progress
 from trtship.session.arrays import kind_of
@@ -186,11 +187,13 @@ def _on_host(array: Any) -> Any:
     return array.get() if hasattr(array, "get") and hasattr(array, "device") else np.asarray(array)
 
 
-def _check_place(runtime: str, device: int) -> None:
+def _check_place(runtime: str, device: int, family: str | None) -> None:
     if runtime not in get_args(Runtime):
         raise SpecError(
             f"{runtime!r} is no runtime", why=f"there are {', '.join(get_args(Runtime))}", do="name one of them"
         )
+    if family is not None:
+        check_family(family)
     if not isinstance(device, int):
         raise SpecError(f"{device!r} is no GPU", why="GPUs are counted from 0", do="pass its number, such as device=1")
     if device < 0:
@@ -221,35 +224,39 @@ def load(
     memory_limit: float | None = None,
     graphs: int = 64,
     verify_key: str | Path | None = None,
-    verify_certificates: Sequence[str | Path] = (),
+    verify_certificates: str | Path | Sequence[str | Path] = (),
     progress: Progress = SILENT,
 ) -> BundleSession:
     """Open a bundle on the best runtime of this machine; every hash is checked before anything native reads a byte.
 
     `runtime` forces `"tensorrt"` or `"onnxruntime"`; `family` one of the TensorRT families; `device` is the GPU's
-    index. A plan that does not fit this GPU or TensorRT is rebuilt from the bundle's ONNX graph into the user's
-    cache, unless `rebuild=False`. A plan that is not known to be right on this machine runs the bundle's reference
-    rows once before it is yours (`needs_first_check`).
+    index, as CUDA counts: any but 0 must be there, whatever runs. A plan that does not fit this GPU or TensorRT is
+    rebuilt from the bundle's ONNX graph into the user's cache, which takes minutes, unless `rebuild=False`. Where that
+    fails, or there is no TensorRT, onnxruntime runs the graph. `progress` tells both, and a RuntimeWarning where it is
+    silent. Where memory runs out, or the GPU has failed for good, nothing else is tried. A plan that is not known to be
+    right on this machine runs the bundle's reference rows once before it is yours (`needs_first_check`).
 
     A plan runs at most `max_contexts` calls at once, each with activation memory of its own. `memory_limit` bounds the
     GPU memory that it takes, in MiB (`session.memory` tells it); where memory runs out, fewer calls run at once, or
     batches in smaller parts, and a RuntimeWarning says so. `graphs` is how many CUDA graphs a context keeps, 0 for
-    none. onnxruntime heeds none of the three.
+    none. onnxruntime heeds `memory_limit` alone, on a GPU, for its arena.
 
     With `verify_key`, the PEM file of a public key, or `verify_certificates`, the bundle must bear a valid signature
     (`trtship sign`), which is checked before anything else.
 
-    Raises BundleError and MachineError (and their subclasses), GateError where the plan's outputs are not the model's,
-    SpecError for a `max_contexts`, `memory_limit` or `graphs` that cannot be.
+    Raises BundleError and MachineError (and their subclasses: GpuMemoryError where the GPU's memory, or `memory_limit`,
+    has no room for the plan), GateError where the plan's outputs are not the model's, SpecError for an argument that
+    cannot be.
     """
-    _check_place(runtime, device)
+    given = bundle if isinstance(bundle, Bundle) else folder_of(bundle)
+    _check_place(runtime, device, family)
     options = _options(max_contexts=max_contexts, memory_limit=memory_limit, graphs=graphs)
     trust = Trust.of(verify_key, verify_certificates)
     if runtime != "onnxruntime":
         start_cuda(device)
-    if trust is not None or not isinstance(bundle, Bundle):
-        bundle = open_trusted(bundle.folder if isinstance(bundle, Bundle) else bundle, trust, progress=progress)
-    opened = bundle
+    if trust is not None or not isinstance(given, Bundle):
+        given = open_trusted(given.folder if isinstance(given, Bundle) else given, trust, progress=progress)
+    opened = given
     if failed := [f"{v.subject}, {v.gate.replace('_', ' ')}" for v in opened.manifest.verdicts if v.state == "failed"]:
         progress.note(f"this bundle has failed a check ({'; '.join(failed)}): trtship inspect shows it")
     chosen = open_session(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -13,8 +14,8 @@ import msgspec
 from trtship.bundle.bundle import Bundle
 from trtship.cache import Cache
 from trtship.engine import plan_apart, sturdy_plan
-from trtship.errors import DeviceError, GpuMemoryError, MachineError
-from trtship.family import Family, choose_family, installed_families
+from trtship.errors import DeviceError, GpuFaultError, GpuMemoryError, MachineError
+from trtship.family import Family, check_family, choose_family, installed_families
 from trtship.gpu import Gpu, list_gpus
 from trtship.progress import SILENT, Progress
 from trtship.session.base import Session
@@ -61,28 +62,21 @@ def open_session(
 ) -> Chosen:
     """The best session that this machine can run: TensorRT where there is a GPU, else onnxruntime on the fp32 graph.
 
-    Raises MachineError where the asked `runtime` is not possible here, or where `rebuild=False` and the plan does
-    not fit.
+    What runs on the CPU though there is a GPU, and a plan that is rebuilt, are told: by `progress`, or a RuntimeWarning
+    where that is silent.
+
+    Raises MachineError where the asked `runtime` or `device` is not possible here, or where `rebuild=False` and the
+    plan does not fit; GpuMemoryError and GpuFaultError, whatever was asked for; SpecError for an unknown `family`.
     """
-    if runtime == "onnxruntime":
-        return _onnxruntime(bundle, "as asked")
+    if family is not None:
+        check_family(family)
     gpus = list_gpus()
     opening = _Opening(bundle, family, device, gpus, options, progress)
     if runtime == "tensorrt":
-        return _tensorrt(opening, rebuild)
-    if not gpus:
-        return _onnxruntime(bundle, "no NVIDIA GPU here")
-    if not installed_families():
-        return _onnxruntime(bundle, "there is an NVIDIA GPU, but no TensorRT: pip install 'trtship[rtx]'")
-    _check_device(device, gpus)
-    try:
-        return _tensorrt(opening, rebuild)
-    except MachineError as error:
-        if isinstance(error, DeviceError) and not rebuild:
-            raise
-        why = f"there is an NVIDIA GPU, but {error.what}: {error.why}"
-        progress.note(f"runs through onnxruntime: {why}")
-        return _onnxruntime(bundle, why)
+        return _on_tensorrt(opening, rebuild)
+    if gpus or device:
+        _check_device(device, gpus)
+    return _as_asked(opening) if runtime == "onnxruntime" else _best(opening, rebuild)
 
 
 class _Opening(msgspec.Struct, frozen=True):
@@ -117,13 +111,74 @@ def _check_device(device: int, gpus: tuple[Gpu, ...]) -> None:
         )
 
 
-def _onnxruntime(bundle: Bundle, why: str) -> Chosen:
-    m = bundle.manifest
+def _tell(progress: Progress, text: str) -> None:
+    """A note, or a RuntimeWarning where nobody listens to notes."""
+    if progress is SILENT:
+        warnings.warn(text, RuntimeWarning, stacklevel=2)
+    else:
+        progress.note(text)
+
+
+def _in_short(error: MachineError) -> str:
+    return f"{error.what}: {error.why}" if error.why else error.what
+
+
+def _graph_session(opening: _Opening) -> OnnxRuntimeSession:
+    m = opening.bundle.manifest
     # fp32, unless the plan takes or gives another type: then the graph that does so too
     same = (m.inputs, m.outputs) == (m.plan_inputs, m.plan_outputs)
-    graph = bundle.path(m.graph if same else m.precision_graph)
-    session = OnnxRuntimeSession(graph, providers="auto" if list_gpus() else "cpu")
+    return OnnxRuntimeSession(
+        opening.bundle.path(m.graph if same else m.precision_graph),
+        providers="auto" if opening.gpus else "cpu",
+        device=opening.device,
+        memory_limit=opening.options.memory_limit,
+    )
+
+
+def _as_asked(opening: _Opening) -> Chosen:
+    """Through onnxruntime. A GPU that was named is not replaced by the CPU."""
+    session = _graph_session(opening)
+    if opening.device and session.device == "cpu":
+        session.close()
+        raise DeviceError(
+            f"onnxruntime does not run on GPU {opening.device} here",
+            why="its CUDA provider is not installed, or did not start",
+            do="pip install onnxruntime-gpu, or leave device away to run on the CPU",
+        )
+    return Chosen(session, "as asked", own_plan=False)
+
+
+def _best(opening: _Opening, rebuild: bool) -> Chosen:
+    if not opening.gpus:
+        return Chosen(_graph_session(opening), "no NVIDIA GPU here", own_plan=False)
+    why = "no TensorRT: pip install 'trtship[rtx]'"
+    if installed_families():
+        try:
+            return _on_tensorrt(opening, rebuild)
+        except (GpuMemoryError, GpuFaultError):
+            raise  # the CPU would be many times slower
+        except MachineError as error:
+            if isinstance(error, DeviceError) and not rebuild:
+                raise
+            why = _in_short(error)
+    session, why = _graph_session(opening), f"there is an NVIDIA GPU, but {why}"
+    place = session.device.upper()
+    _tell(opening.progress, f"{opening.bundle.folder} runs through onnxruntime, on the {place}: {why}")
     return Chosen(session, why, own_plan=False)
+
+
+def _on_tensorrt(opening: _Opening, rebuild: bool) -> Chosen:
+    """As `_tensorrt`; where memory runs out, with what to do then."""
+    try:
+        return _tensorrt(opening, rebuild)
+    except GpuMemoryError as error:
+        limit = opening.options.memory_limit
+        more = "" if limit is None else f"raise memory_limit ({limit:g} MiB), "
+        raise GpuMemoryError(
+            f"GPU {opening.device} has too little memory for the plan in {opening.bundle.folder}",
+            why=_in_short(error),
+            do=f"free GPU memory, {more}or run the graph in its place, more slowly, with runtime='onnxruntime'",
+        ) from error
 
 
 def _tensorrt(opening: _Opening, rebuild: bool) -> Chosen:
@@ -149,8 +204,8 @@ def _tensorrt(opening: _Opening, rebuild: bool) -> Chosen:
         try:
             digest = manifest.files[manifest.plan]
             return Chosen(_session(opening, data, family, digest), "the bundle's own plan", own_plan=True)
-        except GpuMemoryError:
-            raise  # a rebuilt plan would take as much
+        except (GpuMemoryError, GpuFaultError):
+            raise  # a rebuilt plan would take as much; on a GPU that works no more it would not run either
         except DeviceError as error:
             misfit = f"{family} could not load it here: {error.why}"
     if not rebuild:
@@ -195,7 +250,11 @@ def _rebuilt(bundle: Bundle, family: Family, gpu: Gpu, why: str, progress: Progr
     }
 
     def make(folder: Path) -> None:
-        progress.note(f"the plan does not fit this machine: {why}; building one from {m.precision_graph}")
+        _tell(
+            progress,
+            f"the plan in {bundle.folder} does not fit this machine: {why}; building one from {m.precision_graph} with "
+            f"{family}, which may take minutes, once: it is kept. rebuild=False forbids it",
+        )
         with progress.stage("rebuild the plan", f"with {family}"):
             plan = sturdy_plan(
                 lambda sizes: plan_apart(
@@ -216,10 +275,12 @@ def _rebuilt(bundle: Bundle, family: Family, gpu: Gpu, why: str, progress: Progr
 
     try:
         entry = Cache().stage("rebuild", inputs, make, subject=str(bundle.folder.absolute()))
+    except (GpuMemoryError, GpuFaultError):
+        raise
     except MachineError as error:
         raise DeviceError(
             f"the plan in {bundle.folder} does not fit this machine, and could not be rebuilt",
-            why=f"{why}; {error.what}: {error.why}",
+            why=f"{why}; {_in_short(error)}",
             do=error.do,
         ) from error
     return entry.read("model.plan")

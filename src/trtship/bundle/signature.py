@@ -9,13 +9,15 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Sequence
+import os
+import reprlib
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from trtship.bundle.bundle import MANIFEST, SIGNATURE, Bundle
+from trtship.bundle.bundle import MANIFEST, SIGNATURE, Bundle, folder_of
 from trtship.bundle.manifest import read_manifest
 from trtship.errors import BundleSignatureError, DependencyError, OutputError, SpecError
 from trtship.files import whole_file
@@ -33,8 +35,10 @@ class Trust(msgspec.Struct, frozen=True):
     certificates: tuple[str, ...] = ()
 
     @staticmethod
-    def of(key: str | Path | None, certificates: Sequence[str | Path] = ()) -> Trust | None:
-        """None where nobody's is asked for. Raises SpecError for both at once, or a file that is not there."""
+    def of(key: str | Path | None, certificates: str | Path | Sequence[str | Path] = ()) -> Trust | None:
+        """None where nobody's is asked for; one certificate may come without a list around it. Raises SpecError for
+        both at once, or a file that is not there."""
+        certificates = _listed(certificates)
         if key is None and not certificates:
             return None
         if key is not None and certificates:
@@ -49,7 +53,7 @@ def sign_bundle(
     *,
     key: str | Path,
     certificate: str | Path | None = None,
-    chain: Sequence[str | Path] = (),
+    chain: str | Path | Sequence[str | Path] = (),
     force: bool = False,
     progress: Progress = SILENT,
 ) -> Path:
@@ -58,7 +62,7 @@ def sign_bundle(
 
     Raises BundleError, SpecError for a key that cannot be used, OutputError where it is signed already and not `force`.
     """
-    opened = Bundle.open(bundle, progress=progress)
+    opened, chain = Bundle.open(bundle, progress=progress), _listed(chain)
     for file in (key, *chain, *([] if certificate is None else [certificate])):
         _check_file(file)
     path = opened.folder / SIGNATURE
@@ -108,7 +112,7 @@ def check_signature(bundle: str | Path, trust: Trust, *, progress: Progress = SI
     Nothing of the bundle but its bytes is looked at. Raises BundleSignatureError, SpecError for a key that is none,
     DependencyError.
     """
-    folder = Path(bundle)
+    folder = folder_of(bundle)
     if not (folder / SIGNATURE).is_file():
         raise BundleSignatureError(
             f"{folder} is not signed", why=f"it has no {SIGNATURE}", do="ask whom it is from for a signed one"
@@ -169,7 +173,28 @@ def _hashing(folder: Path) -> Any:
     return config.set_allow_symlinks(False)
 
 
-def _check_file(path: str | Path) -> None:
+def _listed(files: object) -> tuple[str | Path, ...]:
+    """A text is one path, not a sequence of letters: an empty one, too, asks for a signature."""
+    if files is None:
+        return ()
+    if isinstance(files, (str, os.PathLike)):
+        return (Path(files),)
+    if not isinstance(files, Iterable):
+        raise _no_path(files)
+    return tuple(files)
+
+
+def _no_path(file: object) -> SpecError:
+    return SpecError(
+        f"{reprlib.repr(file)} is no path",
+        why="it was to be a key's or a certificate's",
+        do="pass the path of a PEM file, or a list of them for certificates",
+    )
+
+
+def _check_file(path: object) -> None:
+    if not isinstance(path, (str, os.PathLike)):
+        raise _no_path(path)
     if not Path(path).is_file():
         raise SpecError(
             f"there is no file {path}", why="it was to be read as a key or certificate", do="check the path"

@@ -11,7 +11,7 @@ import sys
 from typing import Any, Self
 
 from trtship.errors import OutputError, TrtshipError
-from trtship.progress import SILENT, Progress
+from trtship.progress import Progress
 
 
 class Console:
@@ -99,7 +99,7 @@ class Console:
         """What the library reports to: a live line on a terminal, plain lines elsewhere."""
         if self._progress is None:
             if self.quiet:
-                self._progress = SILENT
+                self._progress = Progress()  # not SILENT: who asked for quiet wants no warnings in place of notes
             else:
                 from trtship.cli.live import LiveProgress
 

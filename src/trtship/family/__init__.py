@@ -6,6 +6,6 @@
 """
 
 from trtship.family.engine import Engine
-from trtship.family.family import FAMILIES, Family, ParseProblem, choose_family, installed_families
+from trtship.family.family import FAMILIES, Family, ParseProblem, check_family, choose_family, installed_families
 
-__all__ = ["FAMILIES", "Engine", "Family", "ParseProblem", "choose_family", "installed_families"]
+__all__ = ["FAMILIES", "Engine", "Family", "ParseProblem", "check_family", "choose_family", "installed_families"]

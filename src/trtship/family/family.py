@@ -49,6 +49,16 @@ def installed_families() -> dict[str, str]:
     return found
 
 
+def check_family(name: object) -> None:
+    """Raises SpecError for what is no family's name, installed or not."""
+    if not isinstance(name, str) or name not in FAMILIES:
+        raise SpecError(
+            f"unknown TensorRT family {name!r}",
+            why=f"the families are {', '.join(FAMILIES)}",
+            do="name one, or leave it away",
+        )
+
+
 def choose_family(wanted: str | None = None, *, tf32: bool = True) -> tuple[Family, str]:
     """The family to use and one sentence why. `tf32=False`: fp32 products must not be multiplied in TF32.
 
@@ -56,12 +66,8 @@ def choose_family(wanted: str | None = None, *, tf32: bool = True) -> tuple[Fami
 
     Full TensorRT is preferred where both are installed and it can be imported: it supports every GPU.
     """
-    if wanted is not None and wanted not in FAMILIES:
-        raise SpecError(
-            f"unknown TensorRT family {wanted!r}",
-            why=f"the families are {', '.join(FAMILIES)}",
-            do="name one, or leave it away",
-        )
+    if wanted is not None:
+        check_family(wanted)
     present = installed_families()
     broken = []
     for name in [wanted] if wanted else [f for f in FAMILIES if f in present]:

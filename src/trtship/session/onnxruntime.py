@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from trtship.errors import DeviceError, GraphError, TrtshipError
+from trtship.errors import DeviceError, GpuMemoryError, GraphError, TrtshipError
 from trtship.needs import need
 from trtship.session.base import Array, Session, is_torch
 from trtship.session.cores import bounded_cores
@@ -19,6 +19,11 @@ CUDA = "CUDAExecutionProvider"
 CPU = "CPUExecutionProvider"
 SILENT = 4
 """Log severity: only what is fatal. Every error is raised as well, and the command line prints it once."""
+
+_OUT_OF_MEMORY = re.compile(
+    r"out of memory|fail\w* to allocate memory|is smaller than requested bytes|CUDA failure 2\b", re.IGNORECASE
+)
+"""onnxruntime's words, those of its arena and of CUDA."""
 
 # Values of onnx.TensorProto.DataType, so that binding a torch tensor needs neither onnx nor a numpy twin of its dtype.
 ONNX_TYPES = {
@@ -32,11 +37,14 @@ class OnnxRuntimeSession(Session):
     """An ONNX file (its external data beside it), or the bytes of one.
 
     `providers` is where it runs: `"cpu"`; `"cuda"`, which raises DeviceError where onnxruntime cannot use CUDA;
-    `"auto"`, CUDA where that works. `threads` bounds the CPU threads of one operator (default: as many as the process
-    may use, by `bounded_cores`; onnxruntime's own choice where nothing bounds it). `optimize=False` runs the graph node
-    by node as it is written, without onnxruntime's fusions; a graph that those fusions break is run so in any case.
+    `"auto"`, CUDA where that works. On CUDA it runs on GPU `device`, and its arena (weights, activations, scratch)
+    takes at most `memory_limit` MiB there; what CUDA takes for itself comes on top. `threads` bounds the CPU threads of
+    one operator (default: as many as the process may use, by `bounded_cores`; onnxruntime's own choice where nothing
+    bounds it). `optimize=False` runs the graph node by node as it is written, without onnxruntime's fusions; a graph
+    that those fusions break is run so in any case.
 
-    Raises GraphError when onnxruntime refuses the graph, when it loads or while it runs.
+    Raises GraphError when onnxruntime refuses the graph, when it loads or while it runs, GpuMemoryError where the GPU's
+    memory has no room for it.
     """
 
     def __init__(
@@ -44,29 +52,32 @@ class OnnxRuntimeSession(Session):
         graph: Path | str | bytes,
         *,
         providers: Providers = "cpu",
+        device: int = 0,
+        memory_limit: float | None = None,
         threads: int | None = None,
         optimize: bool = True,
     ) -> None:
         ort = need("onnxruntime", purpose="running an ONNX graph")
         self._name = "the graph" if isinstance(graph, bytes) else str(graph)
-        wanted = _wanted_providers(ort, providers)
+        self._gpu = device
         levels = ort.GraphOptimizationLevel
-        try:
-            level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
-            self._session = _open(ort, graph, wanted, threads, level)
-        except Exception as error:
-            # Seen with 1.32: its LayerNormFusion makes a graph of mixed types that it then refuses itself.
-            try:
-                self._session = _open(ort, graph, wanted, threads, levels.ORT_DISABLE_ALL)
-            except Exception:
-                raise GraphError(
-                    f"onnxruntime cannot load {self._name}",
-                    why=_reason(error),
-                    do="check that it is an ONNX file, and that its external data is beside it",
-                ) from error
+        level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
+        places: list[list[Any]] = [[CPU]]
+        if _wants_cuda(ort, providers):
+            places.insert(0, [(CUDA, _cuda_options(device, memory_limit)), CPU])
+        # Seen with 1.32: its LayerNormFusion makes a graph of mixed types that it then refuses itself.
+        ways = [(place, at) for place in places for at in (level, levels.ORT_DISABLE_ALL)]
+        self._session, problem = _open(ort, graph, ways, threads)
+        if self._session is None:
+            raise GraphError(
+                f"onnxruntime cannot load {self._name}",
+                why=_reason(problem),
+                do="check that it is an ONNX file, and that its external data is beside it",
+            ) from problem
         self.device = "cuda" if CUDA in self._session.get_providers() else "cpu"
         if providers == "cuda" and self.device == "cpu":
-            raise _no_cuda("its CUDA provider did not start: the GPU, or a CUDA library that it needs, is missing")
+            missing = "its CUDA provider did not start: the GPU, or a CUDA library that it needs, is missing"
+            raise _no_cuda(f"its CUDA provider failed: {_reason(problem)}" if problem else missing)
         self.runtime = f"onnxruntime {ort.__version__}, {self.device.upper()}"
         self.inputs = tuple(_spec_of(value) for value in self._session.get_inputs())
         self.outputs = tuple(_spec_of(value) for value in self._session.get_outputs())
@@ -80,6 +91,8 @@ class OnnxRuntimeSession(Session):
         except TrtshipError:
             raise
         except Exception as error:
+            if self.device == "cuda":
+                _check_memory(error)
             shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
             raise GraphError(
                 f"{self._name} failed while it ran on {shapes}",
@@ -97,6 +110,11 @@ class OnnxRuntimeSession(Session):
                 "moving them would copy through the host: call .cpu() on them yourself",
             )
         index = device.index or 0
+        if device.type == "cuda" and index != self._gpu:
+            raise self._refusal(
+                f"the tensors are on cuda:{index}, and this session runs on cuda:{self._gpu}",
+                "moving them would cost a copy that you did not ask for",
+            )
         tensors = {name: tensor.detach().contiguous() for name, tensor in feeds.items()}
         binding = self._session.io_binding()
         for spec in self.inputs:
@@ -116,19 +134,51 @@ class OnnxRuntimeSession(Session):
         self._session = None
 
 
-def _open(ort: Any, graph: Path | str | bytes, providers: list[str], threads: int | None, level: Any) -> Any:
-    options = ort.SessionOptions()
-    options.log_severity_level = SILENT
-    options.graph_optimization_level = level
-    options.intra_op_num_threads = threads or bounded_cores() or 0  # 0: onnxruntime chooses
-    return ort.InferenceSession(graph if isinstance(graph, bytes) else str(graph), options, providers=providers)
+def _open(
+    ort: Any, graph: Path | str | bytes, ways: list[tuple[list[Any], Any]], threads: int | None
+) -> tuple[Any, Exception | None]:
+    """The session by the first of `ways` (providers, level of optimization) that works, None where none does, and why
+    the first one did not. Raises GpuMemoryError: what the GPU has no room for is not taken to the CPU."""
+    problem: Exception | None = None
+    for providers, level in ways:
+        options = ort.SessionOptions()
+        options.log_severity_level = SILENT
+        options.graph_optimization_level = level
+        options.intra_op_num_threads = threads or bounded_cores() or 0  # 0: onnxruntime chooses
+        source = graph if isinstance(graph, bytes) else str(graph)
+        try:  # its own fallback takes to the CPU whatever fails, and prints that on stdout
+            return ort.InferenceSession(source, options, providers=providers, enable_fallback=0), problem
+        except Exception as error:
+            if providers != [CPU]:
+                _check_memory(error)
+            problem = problem or error
+    return None, problem
 
 
-def _wanted_providers(ort: Any, providers: Providers) -> list[str]:
+def _check_memory(error: Exception) -> None:
+    """Raises GpuMemoryError for an error of the CUDA provider that tells of memory."""
+    if _OUT_OF_MEMORY.search(str(error)):
+        raise GpuMemoryError(
+            "onnxruntime found too little memory on the GPU",
+            why=_reason(error),
+            do="free GPU memory, allow more of it (memory_limit), or run smaller batches",
+        ) from error
+
+
+def _wants_cuda(ort: Any, providers: Providers) -> bool:
     has_cuda = CUDA in ort.get_available_providers()
     if providers == "cuda" and not has_cuda:
         raise _no_cuda("the onnxruntime that is installed was built without it")
-    return [CUDA, CPU] if has_cuda and providers != "cpu" else [CPU]
+    return has_cuda and providers != "cpu"
+
+
+def _cuda_options(device: int, memory_limit: float | None) -> dict[str, str]:
+    """https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html#configuration-options"""
+    options = {"device_id": str(device)}
+    if memory_limit is None:
+        return options
+    # the arena would grow by powers of two
+    return {**options, "gpu_mem_limit": str(int(memory_limit * 2**20)), "arena_extend_strategy": "kSameAsRequested"}
 
 
 def _no_cuda(why: str) -> DeviceError:
@@ -142,7 +192,7 @@ def _spec_of(value: Any) -> TensorSpec:
     return TensorSpec(name=value.name, shape=shape, dtype=DTYPE_OF.get(kind, kind))
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception | None) -> str:
     """onnxruntime's message without its error code and source locations."""
     text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(error).strip())
     text = re.sub(r"\S*onnxruntime/\S+:\d+ (?:[^\n]*\) )?", "", text)
