@@ -213,6 +213,9 @@ def test_different_gpus_are_counted_as_cuda_counts_them(
 def test_cuda_is_started_in_another_process_once_and_never_in_ours(with_cuda: Path, starts: Path) -> None:
     """It could not be used after a fork."""
     code = """
+import threading
+threads = [threading.Thread(target=names) for _ in range(3)]
+[one.start() for one in threads], [one.join() for one in threads]
 said = [names(), names(), os.getpid()]
 said.append(ctypes.CDLL("libcuda.so.1").cuDeviceGetCount(ctypes.byref(ctypes.c_int())))  # 3: it was not started
 """

@@ -13,12 +13,23 @@ import ctypes
 import os
 import subprocess
 import sys
-from functools import lru_cache
+import threading
+from functools import cache
 
 LIBRARY = "libcuda.so.1"
 SECONDS = 60.0
 """How long a process of its own may take: CUDA's start takes a second or two on hosts of many GPUs."""
 _TEXT_BYTES = 32  # "0000:3b:00.0", with room for longer domains
+_asking = threading.Lock()
+
+
+def _forget() -> None:
+    """Whoever asked while the process forked is not in the child."""
+    global _asking
+    _asking = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_forget)
 
 
 def started_order() -> tuple[str, ...] | None:
@@ -32,10 +43,11 @@ def started_order() -> tuple[str, ...] | None:
 
 def asked_order() -> tuple[str, ...] | None:
     """The bus ids, from a process that starts CUDA in our environment; None where that fails. It is asked once."""
-    return _asked(os.environ.get("CUDA_VISIBLE_DEVICES"), os.environ.get("CUDA_DEVICE_ORDER"))
+    with _asking:
+        return _asked(os.environ.get("CUDA_VISIBLE_DEVICES"), os.environ.get("CUDA_DEVICE_ORDER"))
 
 
-@lru_cache
+@cache
 def _asked(visible: str | None, order: str | None) -> tuple[str, ...] | None:
     if not sys.executable:
         return None

@@ -159,6 +159,11 @@ def test_warm_up_runs_the_bundles_own_sizes_whatever_runs_them(colours: trtship.
     assert seen == [(colours.ranges["B"].opt, 3, 8, 8), (2, 3, 8, 8), (4, 3, 8, 8)]
     with pytest.raises(InputError, match="takes batch sizes"):
         colours.warm_up([0])
+    with pytest.raises(InputError, match="outside 2:3:4"):  # as a call of it is
+        colours.warm_up([1])
+    seen.clear()
+    colours.warm_up([10])
+    assert [shape[0] for shape in seen] == [4, 4, 2]
 
 
 @pytest.mark.parametrize("wrong", [None, 3])
@@ -167,5 +172,6 @@ def test_mistakes_are_told_as_what_they_are(colours: trtship.BundleSession, wron
         list(colours.map(wrong))
     with pytest.raises(InputError, match=r"infer takes a dict|the feeds are a"):
         colours.infer(wrong)
+    assert len(colours.classify([Image.new("RGB", (8, 8), RED)] * 2, top=np.int64(2))[0]) == 2  # type: ignore[arg-type]
     with pytest.raises(InputError, match="top='2' asks for nothing"):
         colours.classify(Image.new("RGB", (8, 8), RED), top="2")  # type: ignore[arg-type]

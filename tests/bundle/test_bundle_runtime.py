@@ -333,9 +333,9 @@ def test_onnxruntime_runs_on_the_gpu_that_was_named_within_the_memory_limit(
     with pytest.warns(RuntimeWarning, match="on the CUDA"):
         trtship.load(folder, device=1, memory_limit=900).close()
     assert Graph.asked == [
-        {"providers": "auto", "device": 1, "memory_limit": None},
+        {"providers": "cuda", "device": 1, "memory_limit": None},
         {"providers": "auto", "device": 0, "memory_limit": 900},
-        {"providers": "auto", "device": 1, "memory_limit": 900},
+        {"providers": "cuda", "device": 1, "memory_limit": 900},
     ]
 
 
@@ -343,8 +343,12 @@ def test_a_gpu_that_was_named_is_not_replaced_by_onnxruntimes_cpu(
     deployed: Deployed, stand_in: type[Plan], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(runtime, "list_gpus", lambda: (GPU, GPU))
-    with pytest.raises(DeviceError, match="onnxruntime does not run on GPU 1 here"):
+    with pytest.raises(DeviceError, match="onnxruntime cannot use CUDA"):
         trtship.load(deployed("colours", "fp16"), runtime="onnxruntime", device=1)
+    with monkeypatch.context() as without:
+        without.setattr(runtime, "installed_families", dict)
+        with pytest.raises(DeviceError, match="onnxruntime cannot use CUDA"):
+            trtship.load(deployed("colours", "fp16"), device=1)
     with trtship.load(deployed("colours", "fp16"), runtime="onnxruntime") as session:
         assert "CPU: as asked" in session.runtime
 

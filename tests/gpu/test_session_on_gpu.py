@@ -273,7 +273,7 @@ def test_our_own_memory_is_taken_and_written_to_and_copied_to_the_host(session: 
             x = images(8, seed)
             given, out = (DeviceMemory(cuda, shape, "float32") for shape in (x.shape, (8, CLASSES)))
             cuda.to_device(given.address, x.ctypes.data, x.nbytes, stream)
-            given.written_on(stream)
+            given.used_on(stream)
             assert_right(session.infer({"x": given})["y"].get(), x)
             assert session.infer({"x": given}, out=out)["y"] is out
             assert_right(torch.from_dlpack(out).cpu().numpy(), x)

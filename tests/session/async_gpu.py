@@ -232,7 +232,7 @@ class Tensors(Kind):
 
         self.cuda._do(self.current.stream, write)
 
-    def read(self, tensor: Tensor) -> np.ndarray[Any, Any]:
+    def fetch(self, tensor: Tensor) -> np.ndarray[Any, Any]:
         """What it holds once the current stream is there; filled in then."""
         found, address = np.full(tensor.shape, np.nan, np.float32), tensor.address
 

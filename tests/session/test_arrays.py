@@ -158,7 +158,7 @@ def test_a_result_on_the_gpu_waits_for_its_contents_and_frees_its_memory() -> No
     cuda.waits = []
     memory = DeviceMemory(cuda, (2, 3), "float16")
     assert (memory.nbytes, cuda.used, memory.__dlpack_device__()) == (12, 12, (CUDA, 0))
-    memory.written_on(cuda.create_stream())
+    memory.used_on(cuda.create_stream())
     found = opened(memory.__dlpack__(stream=77))
     assert (found.address, found.dtype, found.shape, found.device) == (memory.address, "float16", (2, 3), CUDA)
     memory.__dlpack__(stream=None)

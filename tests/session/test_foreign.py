@@ -155,9 +155,13 @@ class Masked(OnGpu):
 class Streamed(OnGpu):
     """One whose package tells on which stream it is worked with."""
 
+    def __init__(self, array: np.ndarray[Any, Any], *, stream: int = 77) -> None:
+        super().__init__(array)
+        self.stream = stream
+
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
-        return {**super().__cuda_array_interface__, "stream": 77}
+        return {**super().__cuda_array_interface__, "stream": self.stream}
 
 
 def test_an_array_with_a_mask_is_refused(opens: Opens) -> None:
@@ -268,7 +272,9 @@ def watched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[tuple[T
         yield session, cuda
 
 
-def test_a_result_goes_in_again_and_the_host_waits_for_nothing(watched: tuple[TensorRTSession, Watched]) -> None:
+def test_a_result_goes_in_again_and_the_stream_waits_for_it_not_the_host(
+    watched: tuple[TensorRTSession, Watched],
+) -> None:
     session, cuda = watched
     for _ in range(4):
         result = session.infer({"x": OnGpu(rows(4))})["y"]
@@ -276,7 +282,7 @@ def test_a_result_goes_in_again_and_the_host_waits_for_nothing(watched: tuple[Te
         cuda.seen.clear()
         again = session.infer({"x": result})["y"]
         assert ("host waits", event, 0) not in cuda.seen
-        assert [what for what, which, _ in cuda.seen if which == event] == ["wait"]
+        assert [what for what, which, _ in cuda.seen if which == event] == ["wait", "record"]
         np.testing.assert_array_equal(again.get(), right(right(rows(4))))
     cuda.seen.clear()
     assert kind_of(result) is kind_of(OnGpu(rows(1)))  # may come beside other packages' arrays
@@ -311,7 +317,11 @@ def test_results_in_foreign_arrays_are_there_for_whoever_reads_them_next(
         session.infer({"x": x}, out=streamed)
         (_, recorded, on), (what, waited, who) = cuda.seen[-2:]
         assert (what, who, on, recorded) == ("wait", 77, ours, waited)
-        for array in (out, streamed):
+        threads = Streamed(np.zeros((4, 4), np.float32), stream=2)
+        cuda.seen.clear()
+        asyncio.run(session.ainfer({"x": x}, out=threads))  # in a thread whose stream of that name is another
+        assert cuda.seen[-1][0] == "host waits for all"
+        for array in (out, streamed, threads):
             np.testing.assert_array_equal(array.array, right(x.array))
 
 
@@ -319,7 +329,7 @@ def test_a_result_is_copied_to_the_host_when_asked_and_never_by_itself() -> None
     cuda: Any = Watched()
     for dtype in ("float32", "float16", "int64", "bool", "bfloat16"):
         memory = DeviceMemory(cuda, (2, 4), dtype)
-        memory.written_on(cuda.create_stream())
+        memory.used_on(cuda.create_stream())
         array_at(memory.address, (1,)).view(np.uint8)[:] = 1
         found = memory.get()
         assert (str(found.dtype), found.shape) == (dtype, (2, 4))

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import jax
 import msgspec
 import numpy as np
 import pytest
@@ -15,8 +16,6 @@ from graphs import model_of
 from trtship.errors import InputError, OutputError
 from trtship.session.arrays import kind_of
 from trtship.session.onnxruntime import OnnxRuntimeSession
-
-jax = pytest.importorskip("jax")
 
 LARGE = 5_000_000_000  # no int32
 PLAIN = "(float[B, 4] x) => (float[B, 4] y) { y = Neg(x) }"

@@ -11,7 +11,7 @@ import onnx.parser
 import pytest
 import torch
 
-from trtship.errors import DeviceError, GpuMemoryError, GraphError, InputError
+from trtship.errors import DeviceError, GpuFaultError, GpuMemoryError, GraphError, InputError
 from trtship.session import onnxruntime as module
 from trtship.session.onnxruntime import OnnxRuntimeSession
 from trtship.spec import TensorSpec
@@ -163,6 +163,14 @@ ARENA = (
     "Failed to allocate memory for requested buffer of size 8388608000"
 )
 DRIVER = "CUDA failure 2: out of memory ; GPU=0 ; hostname=h ; expr=cudaMalloc((void**)&p, size);"
+CUBLAS = (
+    "Exception during initialization: /onnxruntime_src/onnxruntime/core/providers/cuda/cuda_call.cc:123 std::string "
+    "onnxruntime::CudaErrString CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED ; GPU=0 ; expr=cublasCreate(&handle);"
+)
+CUDNN = "CUDNN failure 4: CUDNN_STATUS_ALLOC_FAILED ; GPU=0 ; expr=cudnnCreate(&cudnn_handle_);"
+LOST = (
+    "CUDA failure 700: an illegal memory access was encountered ; GPU=0 ; hostname=h ; expr=cudaStreamSynchronize(s);"
+)
 Opened = list[tuple[list[Any], dict[str, Any]]]
 
 
@@ -219,7 +227,7 @@ def test_the_device_and_the_memory_limit_are_the_cuda_providers(with_cuda: Any, 
     assert opened[0][0][0] == ("CUDAExecutionProvider", {"device_id": "0"})
 
 
-@pytest.mark.parametrize("words", [ARENA, DRIVER])
+@pytest.mark.parametrize("words", [ARENA, DRIVER, CUBLAS, CUDNN])
 @pytest.mark.parametrize("providers", ["auto", "cuda"])
 def test_what_the_gpu_has_no_memory_for_is_not_taken_to_the_cpu(with_cuda: Any, words: str, providers: str) -> None:
     opened = with_cuda(failing=words)
@@ -228,7 +236,19 @@ def test_what_the_gpu_has_no_memory_for_is_not_taken_to_the_cpu(with_cuda: Any, 
     assert len(opened) == 1
 
 
-@pytest.mark.parametrize("words", [ARENA, DRIVER])
+@pytest.mark.parametrize("providers", ["auto", "cuda"])
+def test_a_gpu_that_is_lost_is_not_replaced_by_the_cpu(with_cuda: Any, providers: str) -> None:
+    opened = with_cuda(failing=LOST)
+    with pytest.raises(GpuFaultError, match="no more work") as caught:
+        session_of(PLAIN, providers=providers)
+    assert "illegal memory access" in caught.value.why
+    assert len(opened) == 1
+    with_cuda(running=LOST)
+    with session_of(PLAIN, providers=providers) as session, pytest.raises(GpuFaultError):
+        session.infer({"x": X, "y": Y})
+
+
+@pytest.mark.parametrize("words", [ARENA, DRIVER, CUBLAS, CUDNN])
 def test_memory_that_runs_out_later_is_told_as_such(with_cuda: Any, words: str) -> None:
     with_cuda(running=words)
     with session_of(PLAIN, providers="cuda") as session, pytest.raises(GpuMemoryError):

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from async_gpu import AsyncCuda, AsyncEngine, Tensor, Tensors
-from fake_gpu import array_at, fake_session
+from fake_gpu import OnGpu, array_at, fake_session
 
 from in_threads import in_threads
 from trtship.session import arrays, graphs, rig, shelf, slot
@@ -39,8 +39,9 @@ class Caller:
         self.streams = [self.cuda.create_stream() for _ in range(2)]
         self.pinned = self.cuda.allocate_pinned(10 * 4 * 4)
         self.lasting: dict[tuple[int, tuple[int, ...]], tuple[Tensor, Tensor]] = {}
-        self.pending: list[tuple[int, np.ndarray[Any, Any], np.ndarray[Any, Any]]] = []
-        """What was computed on which stream, nobody looked yet: inputs, results."""
+        self.pending: list[tuple[int, np.ndarray[Any, Any], np.ndarray[Any, Any], Tensor | None]] = []
+        """What was computed on which stream, nobody looked yet: inputs, results, and whose memory may be another
+        stream's once it is let go of."""
 
     def on_the_host(self) -> None:
         x = rows(self.rng)
@@ -61,9 +62,7 @@ class Caller:
                 assert y is out
             else:
                 y = self.session.infer({"x": self.tensors.holding(x)})["y"]
-            self.pending.append((stream, x, self.tensors.read(y)))
-            if self.tensors.keeps and not lasting:
-                self.cuda.synchronize(stream)  # its memory may be another stream's now
+            self.pending.append((stream, x, self.tensors.fetch(y), y if self.tensors.keeps else None))
             del y
 
     def places(self, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
@@ -75,7 +74,7 @@ class Caller:
 
     def look(self) -> None:
         """At what was computed on the GPU since the last time."""
-        for stream, x, y in self.pending:
+        for stream, x, y, _ in self.pending:
             self.cuda.synchronize(stream)
             np.testing.assert_array_equal(y, right(x))
         self.pending = []
@@ -136,3 +135,25 @@ def test_everything_waits_for_what_it_needs(seed: int, monkeypatch: pytest.Monke
     assert raised == []
     assert cuda.hazards == []
     assert not cuda.graphs
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_results_that_are_read_are_not_written_to_before(
+    seed: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Our own memory, of two sessions, each of which has a stream of its own for it."""
+    cuda, rng = AsyncCuda(seed), random.Random(seed)
+    first, _, _ = fake_session(monkeypatch, tmp_path, cuda=cuda, engine_of=AsyncEngine)
+    second, _, _ = fake_session(monkeypatch, tmp_path, cuda=cuda, engine_of=AsyncEngine)
+    with first, second:
+        kept = []  # freeing would wait for everything
+        for _ in range(8):
+            x, other = OnGpu(rows(rng, 4)), OnGpu(rows(rng, 4))
+            other.array = np.resize(other.array, x.array.shape)
+            one = first.infer({"x": x})["y"]
+            again = first.infer({"x": one})["y"]
+            assert second.infer({"x": other}, out=one)["y"] is one
+            kept.append((x.array, other.array, one, again))
+        for given, later, one, again in kept:
+            np.testing.assert_array_equal(again.get(), right(right(given)))
+            np.testing.assert_array_equal(one.get(), right(later))

@@ -6,8 +6,9 @@ import asyncio
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from operator import index
 from pathlib import Path
-from typing import Any, TypeAlias, get_args
+from typing import Any, SupportsIndex, TypeAlias, get_args
 
 import msgspec
 import numpy as np
@@ -97,7 +98,7 @@ class BundleSession(Session):
             yield self._unwrap(outputs)
 
     def _warm(self, feeds: Sequence[dict[str, Array]]) -> None:
-        self._session._warm(feeds)
+        super()._warm(feeds) if self._checks else self._session._warm(feeds)
 
     @property
     def memory(self) -> Memory:
@@ -139,7 +140,7 @@ class BundleSession(Session):
     def classify(self, images: Pictures, *, top: int = 5) -> list[list[Guess]]:
         """The `top` likeliest classes of each picture, likeliest first. Raises InputError for a model that is no
         classifier (its output is not [B, classes])."""
-        if not isinstance(top, int) or top < 1:
+        if not isinstance(top, SupportsIndex) or (top := index(top)) < 1:
             raise InputError(
                 f"top={top!r} asks for nothing", why="it is how many classes to name", do="ask for 1 or more"
             )

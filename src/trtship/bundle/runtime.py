@@ -62,8 +62,8 @@ def open_session(
 ) -> Chosen:
     """The best session that this machine can run: TensorRT where there is a GPU, else onnxruntime on the fp32 graph.
 
-    What runs on the CPU though there is a GPU, and a plan that is rebuilt, are told: by `progress`, or a RuntimeWarning
-    where that is silent.
+    What runs on the CPU though there is a GPU, and nobody asked for onnxruntime, and a plan that is rebuilt, are told:
+    by `progress`, or a RuntimeWarning where that is silent.
 
     Raises MachineError where the asked `runtime` or `device` is not possible here, or where `rebuild=False` and the
     plan does not fit; GpuMemoryError and GpuFaultError, whatever was asked for; SpecError for an unknown `family`.
@@ -76,7 +76,9 @@ def open_session(
         return _on_tensorrt(opening, rebuild)
     if gpus or device:
         _check_device(device, gpus)
-    return _as_asked(opening) if runtime == "onnxruntime" else _best(opening, rebuild)
+    if runtime == "onnxruntime":
+        return Chosen(_graph_session(opening), "as asked", own_plan=False)
+    return _best(opening, rebuild)
 
 
 class _Opening(msgspec.Struct, frozen=True):
@@ -124,28 +126,16 @@ def _in_short(error: MachineError) -> str:
 
 
 def _graph_session(opening: _Opening) -> OnnxRuntimeSession:
+    """A GPU that was named is not replaced by the CPU."""
     m = opening.bundle.manifest
     # fp32, unless the plan takes or gives another type: then the graph that does so too
     same = (m.inputs, m.outputs) == (m.plan_inputs, m.plan_outputs)
     return OnnxRuntimeSession(
         opening.bundle.path(m.graph if same else m.precision_graph),
-        providers="auto" if opening.gpus else "cpu",
+        providers="cuda" if opening.device else "auto" if opening.gpus else "cpu",
         device=opening.device,
         memory_limit=opening.options.memory_limit,
     )
-
-
-def _as_asked(opening: _Opening) -> Chosen:
-    """Through onnxruntime. A GPU that was named is not replaced by the CPU."""
-    session = _graph_session(opening)
-    if opening.device and session.device == "cpu":
-        session.close()
-        raise DeviceError(
-            f"onnxruntime does not run on GPU {opening.device} here",
-            why="its CUDA provider is not installed, or did not start",
-            do="pip install onnxruntime-gpu, or leave device away to run on the CPU",
-        )
-    return Chosen(session, "as asked", own_plan=False)
 
 
 def _best(opening: _Opening, rebuild: bool) -> Chosen:

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from trtship.errors import DeviceError, GpuMemoryError, GraphError, TrtshipError
+from trtship.errors import DeviceError, GpuFaultError, GpuMemoryError, GraphError, TrtshipError
 from trtship.needs import need
 from trtship.session.base import Array, Session, is_torch
 from trtship.session.cores import bounded_cores
+from trtship.session.cuda import STICKY
 from trtship.spec import TensorSpec
 
 Providers = Literal["cpu", "cuda", "auto"]
@@ -21,9 +22,11 @@ SILENT = 4
 """Log severity: only what is fatal. Every error is raised as well, and the command line prints it once."""
 
 _OUT_OF_MEMORY = re.compile(
-    r"out of memory|fail\w* to allocate memory|is smaller than requested bytes|CUDA failure 2\b", re.IGNORECASE
+    r"out of memory|fail\w* to allocate memory|is smaller than requested bytes|CUDA failure 2\b|STATUS_ALLOC_FAILED",
+    re.IGNORECASE,
 )
-"""onnxruntime's words, those of its arena and of CUDA."""
+"""onnxruntime's words, those of its arena, of CUDA, and of cuBLAS and cuDNN, which a full GPU keeps from starting."""
+_CUDA_FAILURE = re.compile(r"CUDA failure (\d+)\b")
 
 # Values of onnx.TensorProto.DataType, so that binding a torch tensor needs neither onnx nor a numpy twin of its dtype.
 ONNX_TYPES = {
@@ -44,7 +47,7 @@ class OnnxRuntimeSession(Session):
     that those fusions break is run so in any case.
 
     Raises GraphError when onnxruntime refuses the graph, when it loads or while it runs, GpuMemoryError where the GPU's
-    memory has no room for it.
+    memory has no room for it, GpuFaultError where the GPU has failed for good.
     """
 
     def __init__(
@@ -92,7 +95,7 @@ class OnnxRuntimeSession(Session):
             raise
         except Exception as error:
             if self.device == "cuda":
-                _check_memory(error)
+                _check_gpu(error)
             shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
             raise GraphError(
                 f"{self._name} failed while it ran on {shapes}",
@@ -138,7 +141,8 @@ def _open(
     ort: Any, graph: Path | str | bytes, ways: list[tuple[list[Any], Any]], threads: int | None
 ) -> tuple[Any, Exception | None]:
     """The session by the first of `ways` (providers, level of optimization) that works, None where none does, and why
-    the first one did not. Raises GpuMemoryError: what the GPU has no room for is not taken to the CPU."""
+    the first one did not. Raises GpuMemoryError and GpuFaultError: what the GPU has no room for, or failed in for good,
+    is not taken to the CPU."""
     problem: Exception | None = None
     for providers, level in ways:
         options = ort.SessionOptions()
@@ -150,13 +154,20 @@ def _open(
             return ort.InferenceSession(source, options, providers=providers, enable_fallback=0), problem
         except Exception as error:
             if providers != [CPU]:
-                _check_memory(error)
+                _check_gpu(error)
             problem = problem or error
     return None, problem
 
 
-def _check_memory(error: Exception) -> None:
-    """Raises GpuMemoryError for an error of the CUDA provider that tells of memory."""
+def _check_gpu(error: Exception) -> None:
+    """Raises GpuMemoryError for an error of the CUDA provider that tells of memory, GpuFaultError for one after which
+    CUDA does nothing more for the process."""
+    if any(int(number) in STICKY for number in _CUDA_FAILURE.findall(str(error))):
+        raise GpuFaultError(
+            "the GPU does no more work for this process",
+            why=_reason(error),
+            do="start the process again; compute-sanitizer finds the kernel that did it",
+        ) from error
     if _OUT_OF_MEMORY.search(str(error)):
         raise GpuMemoryError(
             "onnxruntime found too little memory on the GPU",

@@ -113,6 +113,8 @@ class Runs:
         def work() -> dict[str, Array]:
             with cuda.selected():
                 self._attempt(call, partial(self._enqueue, call, ins, outs, stream, taken, poison))
+                for array in arrays:
+                    kind.read(array, stream)
                 if given is not None:
                     for array in given:
                         kind.written(array, stream, cuda)

@@ -100,8 +100,11 @@ class Kind(ABC):
     def finish(self, room: Any, stream: int) -> Array:
         """The caller's array of what `empty` gave, whose contents were enqueued on `stream`."""
         memory: DeviceMemory = room
-        memory.written_on(stream)
+        memory.used_on(stream)
         return memory
+
+    def read(self, array: Array, stream: int) -> None:  # noqa: B027 - most belong to their package
+        """Called for an input once what reads it was enqueued on `stream`."""
 
     def written(self, array: Array, stream: int, cuda: Cuda) -> None:  # noqa: B027 - most have written on their own stream
         """Called for an array of the caller's that results were enqueued to on `stream`, where that is none of the

@@ -164,15 +164,15 @@ class DeviceMemory:
         self._event = self.address = 0
         self.address = cuda.allocate(max(self.nbytes, 1))
 
-    def written_on(self, stream: int) -> None:
+    def used_on(self, stream: int) -> None:
         """Whoever takes it waits for what is enqueued on `stream` now."""
         if not self._event:
             self._event = self._cuda.create_event()
         self._cuda.record(self._event, stream)
 
     def ready_on(self, stream: int) -> int:
-        """Its address, to be used on `stream`, which waits for the contents; the host does not. The GPU must be the
-        current one."""
+        """Its address, to be read or written on `stream`, which waits for all that used it before; the host does not.
+        The GPU must be the current one."""
         if self._event:
             self._cuda.wait(stream, self._event)
         return self.address

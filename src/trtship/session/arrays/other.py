@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from trtship.session.cuda import Cuda
 
 
+PER_THREAD = 2
+"""cudaStreamPerThread: of whoever names it."""
+
+
 class Other(Kind):
     name = "an array of another package"
     keeps = True
@@ -74,14 +78,19 @@ class Other(Kind):
             _after(int(theirs), stream, cuda)
         return int(interface["data"][0]), array
 
-    def written(self, array: Array, stream: int, cuda: Cuda) -> None:
-        """Without a stream of theirs to wait for the results, this thread waits."""
+    def read(self, array: Array, stream: int) -> None:
         if isinstance(array, DeviceMemory):
-            array.written_on(stream)
+            array.used_on(stream)
+
+    def written(self, array: Array, stream: int, cuda: Cuda) -> None:
+        """Where there is no stream of theirs to wait for the results, or it is a thread's own, which need not be this
+        one's, this thread waits."""
+        if isinstance(array, DeviceMemory):
+            array.used_on(stream)
             return
         with reading(array):
             theirs = array.__cuda_array_interface__.get("stream")
-        if theirs is None:
+        if theirs is None or int(theirs) == PER_THREAD:
             cuda.synchronize(stream)
         else:
             _after(stream, int(theirs), cuda)
