@@ -32,13 +32,14 @@ class Wait:
 
 
 class AsyncCuda(FakeCuda):
-    """`hazards` is what went wrong in a way that results need not show."""
+    """`hazards` is what went wrong in a way that results need not show; an `idle` one does nothing until somebody
+    waits."""
 
     def __init__(self, seed: int) -> None:
         super().__init__()
         self.hazards: list[str] = []
         self._random = random.Random(seed)
-        self._meanwhile = self._random.choice(((0,), (0, 0, 0, 1, 2, 6)))  # steps that are done unasked
+        self.idle = self._random.random() < 0.5
         self._streams: dict[int, deque[Callable[[], None] | Mark | Wait]] = {}
         self._marks: dict[int, Mark] = {}
         self._gone: list[Any] = []
@@ -98,7 +99,7 @@ class AsyncCuda(FakeCuda):
 
     def _put(self, stream: int, what: Callable[[], None] | Mark | Wait) -> None:
         self._streams[stream].append(what)
-        for _ in range(self._random.choice(self._meanwhile)):
+        for _ in range(0 if self.idle else self._random.choice((0, 0, 0, 1, 2, 6))):
             self._step()
 
     def _step(self) -> bool:

@@ -157,3 +157,21 @@ def test_results_that_are_read_are_not_written_to_before(
         for given, later, one, again in kept:
             np.testing.assert_array_equal(again.get(), right(right(given)))
             np.testing.assert_array_equal(one.get(), right(later))
+
+
+def test_a_call_whose_inputs_must_be_held_is_enqueued_behind_another(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The host waits for the last but one, so that the GPU always has something to do."""
+    cuda = AsyncCuda(0)
+    cuda.idle = True
+    session, _, _ = fake_session(monkeypatch, tmp_path, cuda=cuda, engine_of=AsyncEngine)
+    x = OnGpu(rows(random.Random(0)))
+    with session:
+        kept = [session.infer({"x": x})["y"] for _ in range(4)]  # freeing would wait for everything
+        for _ in range(5):
+            kept.append(session.infer({"x": x})["y"])
+            done = [np.array_equal(array_at(one.address, one.shape), right(x.array)) for one in kept]
+            assert done == [True] * (len(kept) - 2) + [False] * 2
+        for one in kept:
+            np.testing.assert_array_equal(one.get(), right(x.array))

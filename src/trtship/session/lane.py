@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
@@ -31,7 +32,9 @@ class Lane:
 
     def __init__(self, rig: Rig) -> None:
         self._rig, self._cuda = rig, rig.cuda
-        self.held: Any = None
+        self.held: deque[tuple[int, Any]] = deque()
+        """Arrays that runs read, the oldest first, each with the event of its run."""
+        self._spare_events: list[int] = []
         self.stream = rig.cuda.create_stream()
         self._shelf = Shelf(rig)
         self._holdings = Holdings(rig, self.stream, self._shelf.forget)
@@ -71,13 +74,16 @@ class Lane:
 
     def hold(self, arrays: Any) -> None:
         """Keep arrays alive that the last run reads, until it is done."""
-        self.held = arrays
+        event = self._spare_events.pop() if self._spare_events else self._cuda.create_event()
+        self.held.append((event, arrays))
+        self._cuda.record(event, self._last)
 
-    def settle(self) -> None:
-        """Wait for the run that reads what is held, and let go of it."""
-        if self.held is not None:
-            self._cuda.wait_on_host(self._done)
-            self.held = None
+    def settle(self, *, most: int = 0) -> None:
+        """Let go of what is held, but for what the last `most` runs read; wait for the others."""
+        while len(self.held) > most:
+            self._cuda.wait_on_host(self.held[0][0])
+            event, _ = self.held.popleft()
+            self._spare_events.append(event)
 
     def run_on_host(
         self, piece: Piece, sources: Sequence[HostArray], results: Sequence[HostArray], *, poison: bool
@@ -220,8 +226,8 @@ class Lane:
 
     def trim(self) -> None:
         """Free all graphs, contexts and buffers."""
+        self.settle()
         self._cuda.wait_on_host(self._done)
-        self.held = None
         self._shelf.clear()
         self._holdings.free()
 
@@ -233,6 +239,8 @@ class Lane:
 
     def close(self) -> None:
         self.trim()
+        while self._spare_events:
+            self._cuda.destroy_event(self._spare_events.pop())
         self._cuda.destroy_event(self._done)
         self._cuda.destroy_event(self._gate)
         self._cuda.destroy_stream(self.stream)

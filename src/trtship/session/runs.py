@@ -24,6 +24,8 @@ T = TypeVar("T")
 WARM = 3
 """Runs of a size on a lane: eagerly, captured, replayed. One more where batches are rounded up: twice as the larger
 batch, captured as itself, replayed."""
+HELD = 2
+"""Runs of a lane whose inputs are held for them: one that the GPU is at, and the next, so that it need not wait."""
 RELIEFS = 3
 """How often contexts and graphs are given up for others before fewer calls run at once, and then before batches are
 made smaller."""
@@ -68,7 +70,7 @@ class Runs:
             lanes = self._lanes
             lane = lanes.take()
             try:
-                if lane.held is not None:
+                if lane.held:
                     lane.settle()
                 lane.run(piece, ins, outs, stream, poison=poison)
                 fits = True
@@ -126,7 +128,7 @@ class Runs:
     def _enqueue(
         self, call: Call, ins: Addresses, outs: Addresses, stream: int, held: Any, poison: bool, lane: Lane, plan: Plan
     ) -> None:
-        lane.settle()
+        lane.settle(most=HELD - 1 if call.kind.keeps else 0)
         for step in plan.steps:  # a plan of smaller parts has pieces that nobody has run
             lane.context(step.piece)
         for step in plan.steps:
