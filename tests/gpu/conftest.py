@@ -1,7 +1,8 @@
 """Tests that need an NVIDIA GPU and TensorRT; without them they skip and say why.
 
 With `TRTSHIP_GPU_RESULTS=FILE` the outcomes, and what tests noted with `record_property`, are written there as JSON,
-with the machine, the versions, the date and the command; tests that do not run now keep what the file has of them.
+with the machine, the versions, the date and the command of the last run; tests that do not run now keep what the file
+has of them, with their own.
 With several workers (`-n 5 --dist loadfile -m "not alone"`) give each its share of the cores: `OMP_NUM_THREADS=3`; then
 `-m alone` for those that ask what the GPU has free.
 """
@@ -44,10 +45,15 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
             "outcome": report.outcome,
             "seconds": round(report.duration, 2),
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "command": _command(),
             **({"message": report.longreprtext[-2000:]} if report.outcome == "failed" else {}),
             **noted,
         }
         _write()
+
+
+def _command() -> str:
+    return "python -m pytest " + " ".join(sys.argv[1:])
 
 
 def _merged(target: Path) -> dict[str, dict[str, Any]]:
@@ -64,7 +70,7 @@ def _write() -> None:
         document = {
             "what": "tests/gpu",
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "command": "python -m pytest " + " ".join(sys.argv[1:]),
+            "command": _command(),
             "machine": {
                 "platform": f"{platform.system()} {platform.machine()}",
                 "python": sys.version.split()[0],
