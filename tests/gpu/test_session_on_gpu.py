@@ -659,6 +659,7 @@ def in_a_process(code: str, *arguments: str) -> subprocess.CompletedProcess[str]
     return subprocess.run([sys.executable, "-c", code, *arguments, *paths], capture_output=True, text=True, timeout=500)
 
 
+@pytest.mark.alone
 def test_a_full_gpu_is_no_end(made: Made, record_property: Any) -> None:
     """With nothing left to allocate it runs smaller parts, or says that memory ran out; never anything wrong, and the
     session goes on once there is memory again."""
