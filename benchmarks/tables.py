@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,9 +33,17 @@ def rows(header: list[str], body: list[list[str]]) -> str:
 
 def where(document: dict[str, Any]) -> str:
     gpus = document["machine"]["gpus"]
-    names = ", ".join(g["name"] for g in gpus) or f"{document['machine'].get('cpus')} CPU cores, no GPU"
+    names = cards(g["name"] for g in gpus) or f"{document['machine'].get('cpus')} CPU cores, no GPU"
+    return f"{names}, {what_ran(document)}"
+
+
+def cards(names: Iterable[str]) -> str:
+    return ", ".join(f"{many} {name}" if many > 1 else name for name, many in Counter(names).items())
+
+
+def what_ran(document: dict[str, Any]) -> str:
     family = document["versions"].get("tensorrt_rtx") or document["versions"].get("tensorrt")
-    return f"{names}, TensorRT for RTX {family}, torch {document['versions']['torch']}, {document['date'][:10]}"
+    return f"TensorRT for RTX {family}, torch {document['versions']['torch']}, {document['date'][:10]}"
 
 
 def gpu_table() -> str:
@@ -52,10 +61,13 @@ def gpu_table() -> str:
         bound = plan["bound"]["value"]
         body.append([match[1], f"{plan['worst']:.2e}", f"{bound:.2e}", batches, plan["state"]])
     body.sort(key=lambda row: ["fp32", "tf32", "fp16", "bf16"].index(row[0]))
-    states = [t["outcome"] for t in document["tests"].values()]
+    tests = document["tests"].values()
+    states = [t["outcome"] for t in tests]
     counts = ", ".join(f"{states.count(s)} {s}" for s in ("passed", "failed", "skipped") if s in states)
+    places = Counter(cards(t["gpus"]) for t in tests).most_common()
+    on = ", ".join(f"{many} on {place}" for place, many in places)
     table = rows(["Swin-T plan", "relative L2, worst row", "bound", "batches", "verdict"], body)
-    suite = f"GPU suite, the last run of each test: {counts}. {where(document)}."
+    suite = f"GPU suite, the last run of each test: {counts}; {on}. {what_ran(document)}."
     return f"{table}\n\nThe saved plan against eager PyTorch in fp32. {suite}"
 
 

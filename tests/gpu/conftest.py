@@ -2,7 +2,7 @@
 
 With `TRTSHIP_GPU_RESULTS=FILE` the outcomes, and what tests noted with `record_property`, are written there as JSON,
 with the machine, the versions, the date and the command of the last run; tests that do not run now keep what the file
-has of them, with their own.
+has of them, with a date, a command and GPUs of their own.
 With several workers (`-n 5 --dist loadfile -m "not alone"`) give each its share of the cores: `OMP_NUM_THREADS=3`; then
 `-m alone` for those that ask what the GPU has free.
 """
@@ -16,6 +16,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ import pytest
 
 from trtship.deployment.options import versions
 from trtship.family import installed_families
-from trtship.gpu import list_gpus
+from trtship.gpu import Gpu, list_gpus
 from trtship.spec import as_plain
 
 HERE = Path(__file__).parent
@@ -46,10 +47,16 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
             "seconds": round(report.duration, 2),
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "command": _command(),
+            "gpus": [gpu.name for gpu in _gpus()],
             **({"message": report.longreprtext[-2000:]} if report.outcome == "failed" else {}),
             **noted,
         }
         _write()
+
+
+@cache
+def _gpus() -> tuple[Gpu, ...]:
+    return tuple(list_gpus())
 
 
 def _command() -> str:
@@ -74,7 +81,7 @@ def _write() -> None:
             "machine": {
                 "platform": f"{platform.system()} {platform.machine()}",
                 "python": sys.version.split()[0],
-                "gpus": as_plain(list_gpus()),
+                "gpus": as_plain(_gpus()),
             },
             "versions": {**versions(), **installed_families()},
             "tests": _merged(Path(target)),
