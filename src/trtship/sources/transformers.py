@@ -16,9 +16,8 @@ from trtship.files import sha256_of
 from trtship.needs import need
 from trtship.preprocess import Preprocess
 from trtship.progress import SILENT, Progress
-from trtship.sources.base import PrefixSource, base_fingerprint
+from trtship.sources.base import PrefixSource
 from trtship.sources.build import build, hugging_face_hub
-from trtship.sources.checkpoint import load_checkpoint
 from trtship.sources.finish import finish
 from trtship.sources.inputs import fixed_sides, image_spec, no_inputs, only_image, required_names
 from trtship.sources.loaded import LoadedModel
@@ -67,7 +66,7 @@ class TransformersSource(PrefixSource):
             return None
         suffixes = (".json", *(WEIGHT_SUFFIXES if self._brings_weights(options) else ()))
         files = sorted(file for file in self.folder.iterdir() if file.suffix in suffixes)
-        return base_fingerprint(options, *PACKAGES) | {f"file {file.name}": sha256_of(file) for file in files}
+        return self.library_fingerprint(options, *PACKAGES) | {f"file {file.name}": sha256_of(file) for file in files}
 
     def load(self, options: SourceOptions, progress: Progress = SILENT) -> LoadedModel:
         transformers = need("transformers", purpose=f"loading {options.source}")
@@ -78,8 +77,8 @@ class TransformersSource(PrefixSource):
                 processor, is_saved = build(
                     options, lambda: image_processor(transformers, self._where, config, ask_hub=options.pretrained)
                 )
-            notes = load_checkpoint(module, Path(options.checkpoint)) if options.checkpoint else []
-            facts = base_fingerprint(options, *PACKAGES)
+            notes = self.load_weights(module, options)
+            facts = self.library_facts(options, *PACKAGES)
             if getattr(module, "main_input_name", "") != "pixel_values" or len(options.inputs) > 1:
                 if not options.inputs:
                     raise no_inputs(options.source, required_names(module))
