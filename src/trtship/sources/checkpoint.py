@@ -78,7 +78,7 @@ def load_checkpoint(module: torch.nn.Module, path: Path, *, digest: str | None =
                 do="load it in a factory (file.py:factory) instead",
             )
     if found.removed:
-        notes.append(f"checkpoint: removed {found.removed}")
+        notes.append(f"checkpoint: {found.removed}")
     return notes + found.notes
 
 
@@ -96,10 +96,10 @@ def _choose(content: Any, model: ModelKeys, path: Path) -> tuple[_Candidate, lis
     if others:
         raise _several([chosen, *others], path)
     if len(chosen.fits) > 1 and not _same(_Candidate(chosen.state, chosen.fits[1:]), chosen):
-        ways = " or ".join(f"without {each.removed}" for each in chosen.fits)
+        ways = " or ".join(each.removed for each in chosen.fits)
         raise CheckpointError(
             f"the keys of {path} fit the model in two ways",
-            why=f"{chosen.state.label} fits {ways}",
+            why=f"{chosen.state.label} fits when one has {ways}",
             do="rename its keys as the model's state_dict() has them, and save it again",
         )
     near = [] if averages else [each for each in candidates if each.is_average and _is_near(each, model)]

@@ -122,16 +122,16 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
     except (OSError, ValueError) as error:
         why = "no such file" if isinstance(error, FileNotFoundError) else one_line(error)
         raise CheckpointError(f"there is no checkpoint {path}", why=why, do="check the path") from error
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        inside = sorted(path.glob("*.index.json")) or sorted(path.glob("*.safetensors"))
+        raise CheckpointError(
+            f"there is no checkpoint {path}",
+            why="it is a folder" if stat.S_ISDIR(mode) else "it is not a regular file",
+            do=f"name a file, for example {inside[0]}" if inside else "check the path",
+        )
     with os.fdopen(descriptor, "rb") as file:
-        mode = os.fstat(descriptor).st_mode
-        if not stat.S_ISREG(mode):
-            why = "it is a folder" if stat.S_ISDIR(mode) else "it is not a regular file"
-            inside = sorted(path.glob("*.index.json")) or sorted(path.glob("*.safetensors"))
-            raise CheckpointError(
-                f"there is no checkpoint {path}",
-                why=why,
-                do=f"name a file, for example {inside[0]}" if inside else "check the path",
-            )
         yield file
 
 

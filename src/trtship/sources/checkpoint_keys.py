@@ -55,7 +55,7 @@ class Fit:
 
     Attributes:
         names: The model's key for each key of the file that is used.
-        removed: What was removed from keys, in words; empty where they are used as they are.
+        removed: What was done to keys, in words; empty where they are used as they are.
         tensors: Values by the model's key, in its dtypes; only where nothing is wrong.
         notes: What was converted, dropped or filled.
         missing, unknown, wrong: The problems, as keys in the model's form.
@@ -133,37 +133,39 @@ def _renamings(state: Mapping[str, Any], model: ModelKeys) -> Iterator[tuple[dic
     if not parts:
         return
     common = _common_prefix(list(parts.values()))
-    for depth in range(len(common) + 1):
-        prefix = "".join(f"{part}." for part in common[:depth])
-        rest = {key: segments[depth:] for key, segments in parts.items()}
+    cut = [{key: segments[depth:] for key, segments in parts.items()} for depth in range(len(common) + 1)]
+    prefixes = [[f"removed '{'.'.join(common[:depth])}.' from every key"] if depth else [] for depth in range(len(cut))]
+    for rest, without in zip(cut, prefixes, strict=True):
+        yield from _one(rest, counters, ".".join, without)
+    for rest, without in zip(cut, prefixes, strict=True):
         inside = [wrapper for wrapper in WRAPPERS if any(wrapper in segments for segments in rest.values())]
-        for count in range(len(inside) + 1):
+        for count in range(1, len(inside) + 1):
             for gone in itertools.combinations(inside, count):
-                without = [f"{prefix!r} from every key"] if prefix else []
-                without += [f"{wrapper + '.'!r} inside keys" for wrapper in gone]
-                yield from _one(rest, counters, _remover(gone), " and ".join(without))
-        targets: dict[str, list[str]] = {}
-        for name in model.tensors:
-            targets.setdefault(_bare(name.split(".")), []).append(name)
-        if all(len(names) == 1 for names in targets.values()):
-
-            def found(segments: list[str], targets: dict[str, list[str]] = targets) -> str:
-                bare = _bare(segments)
-                return targets[bare][0] if bare in targets else ".".join(segments)
-
-            yield from _one(rest, counters, found, "wrappers' names inside keys")
+                more = [f"removed '{wrapper}.' inside keys" for wrapper in gone]
+                yield from _one(rest, counters, _remover(gone), without + more)
+    targets: dict[str, list[str]] = {}
+    for name in model.tensors:
+        targets.setdefault(_bare(name.split(".")), []).append(name)
+    if all(len(names) == 1 for names in targets.values()):
+        only = {bare: names[0] for bare, names in targets.items()}
+        for rest, without in zip(cut, prefixes, strict=True):
+            yield from _one(rest, counters, _finder(only), [*without, "matched keys without wrappers' names"])
 
 
 def _one(
-    rest: Mapping[str, list[str]], counters: Mapping[str, str], rename: Callable[[list[str]], str], removed: str
+    rest: Mapping[str, list[str]], counters: Mapping[str, str], rename: Callable[[list[str]], str], removed: list[str]
 ) -> Iterator[tuple[dict[str, str], str]]:
     names = {key: rename(segments) for key, segments in rest.items()}
     if len(set(names.values())) == len(names) and all(names.values()):
-        yield {**names, **counters}, removed
+        yield {**names, **counters}, " and ".join(removed)
 
 
 def _remover(gone: tuple[str, ...]) -> Callable[[list[str]], str]:
     return lambda segments: ".".join(part for part in segments if part not in gone)
+
+
+def _finder(only: Mapping[str, str]) -> Callable[[list[str]], str]:
+    return lambda segments: only.get(_bare(segments), ".".join(segments))
 
 
 def _bare(segments: list[str]) -> str:
