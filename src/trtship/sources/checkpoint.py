@@ -20,22 +20,18 @@ MAX_LISTED = 6
 
 @dataclass(frozen=True)
 class _Candidate:
-    """A state dict of the file, and the ways in which it fits the model."""
+    """A state dict of the file, and how it fits the model."""
 
     state: StateDict
-    fits: list[Fit]
+    fit: Fit
 
     @property
     def is_exact(self) -> bool:
-        return all(each.is_exact for each in self.fits)
+        return self.fit.is_exact
 
     @property
     def is_average(self) -> bool:
-        return self.state.is_average or any(each.has_counter for each in self.fits)
-
-    def matches(self, model: ModelKeys) -> int:
-        """How many of the model's keys it has, in the right shape."""
-        return max(len(each.tensors.keys() & model.tensors.keys()) for each in self.fits)
+        return self.state.is_average or self.fit.has_counter
 
 
 def load_checkpoint(module: torch.nn.Module, path: Path, *, digest: str | None = None) -> list[str]:
@@ -62,7 +58,7 @@ def load_checkpoint(module: torch.nn.Module, path: Path, *, digest: str | None =
     with opened_checkpoint(path, digest=digest) as content:
         model = ModelKeys.of(module)
         chosen, notes = _choose(content, model, path)
-        found = chosen.fits[0]
+        found = chosen.fit
         try:
             left = module.load_state_dict(found.tensors, strict=False)
         except Exception as error:
@@ -88,25 +84,18 @@ def _choose(content: Any, model: ModelKeys, path: Path) -> tuple[_Candidate, lis
     candidates = [part for each in whole for part in ([each] if each.is_exact else _parts(each, model) or [each])]
     exact = [each for each in candidates if each.is_exact]
     if not exact:
-        raise _no_fit(candidates, model, path)
+        raise _no_fit(candidates, path)
     averages = [each for each in exact if each.is_average]
     pool = averages or exact
     chosen = pool[0]
     others = [each for each in pool[1:] if not _same(each, chosen)]
     if others:
         raise _several([chosen, *others], path)
-    if len(chosen.fits) > 1 and not _same(_Candidate(chosen.state, chosen.fits[1:]), chosen):
-        ways = " or ".join(each.removed for each in chosen.fits)
-        raise CheckpointError(
-            f"the keys of {path} fit the model in two ways",
-            why=f"{chosen.state.label} fits when one has {ways}",
-            do="rename its keys as the model's state_dict() has them, and save it again",
-        )
     near = [] if averages else [each for each in candidates if each.is_average and _is_near(each, model)]
     if near:
         raise CheckpointError(
             f"the averaged weights in {path} do not fit the model, though others in it do",
-            why=f"{near[0].state.label}: {_nearest(near[0], model).problems}; {chosen.state.label} fits",
+            why=f"{near[0].state.label}: {near[0].fit.problems}; {chosen.state.label} fits",
             do=f"save those that are meant alone: {_save_alone(path, chosen)}",
         )
     return chosen, _notes_on(chosen, candidates, path)
@@ -143,7 +132,9 @@ def _parts(candidate: _Candidate, model: ModelKeys) -> list[_Candidate]:
             tensors,
             is_average=candidate.state.is_average or is_average(name),
         )
-        parts.append(_Candidate(state, fit({**tensors, **loose}, model)))
+        found = fit({**tensors, **loose}, model)
+        found.has_counter = False  # it counts for one of the parts, which its name tells
+        parts.append(_Candidate(state, found))
     return parts if all(part.is_exact for part in parts) else []
 
 
@@ -151,7 +142,7 @@ def _same(one: _Candidate, other: _Candidate) -> bool:
     """Whether two candidates put the same values into the model."""
     import torch
 
-    first, second = one.fits[0].tensors, other.fits[0].tensors
+    first, second = one.fit.tensors, other.fit.tensors
     return first.keys() == second.keys() and all(
         torch.equal(value, second[key]) if isinstance(value, torch.Tensor) else value is second[key]
         for key, value in first.items()
@@ -159,23 +150,20 @@ def _same(one: _Candidate, other: _Candidate) -> bool:
 
 
 def _is_near(candidate: _Candidate, model: ModelKeys) -> bool:
-    return 2 * candidate.matches(model) > len(model.tensors)
+    """Whether most of the model's names are in it, in whatever shape."""
+    names = candidate.fit.names.values()
+    return 2 * sum(name in model.tensors for name in names) > len(model.tensors)
 
 
-def _nearest(candidate: _Candidate, model: ModelKeys) -> Fit:
-    return max(candidate.fits, key=lambda each: len(each.tensors.keys() & model.tensors.keys()))
-
-
-def _no_fit(candidates: list[_Candidate], model: ModelKeys, path: Path) -> CheckpointError:
-    best = max(candidates, key=lambda each: each.matches(model))
-    found = _nearest(best, model)
+def _no_fit(candidates: list[_Candidate], path: Path) -> CheckpointError:
+    best = max(candidates, key=lambda each: len(each.fit.tensors))
     others = [each.state.label for each in candidates if each is not best]
     where = f"{best.state.label}: " if best.state.path else ""
     listed = f"; nor do {', '.join(others[:MAX_LISTED])}" if others else ""
     shard = " It is one of several shards: name the .index.json beside it." if _is_shard(path) else ""
     return CheckpointError(
         f"the checkpoint {path} does not fit the model",
-        why=f"{where}{found.problems}{listed}",
+        why=f"{where}{best.fit.problems}{listed}",
         do=f"check the model's name and its --model-arg against how the checkpoint was trained.{shard}",
     )
 

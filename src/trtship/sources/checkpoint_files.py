@@ -20,8 +20,9 @@ import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from io import BufferedReader
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 from trtship.errors import CheckpointError
 from trtship.needs import need
@@ -115,7 +116,7 @@ def opened_checkpoint(path: Path, *, digest: str | None = None) -> Iterator[Any]
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[IO[bytes]]:
+def _opened(path: Path) -> Iterator[BufferedReader]:
     """Open a regular file, without waiting for a FIFO's other end."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -135,7 +136,7 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
         yield file
 
 
-def _stamp(file: IO[bytes]) -> tuple[int, int, int]:
+def _stamp(file: BufferedReader) -> tuple[int, int, int]:
     status = os.fstat(file.fileno())
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
@@ -148,7 +149,7 @@ def _changed(path: Path) -> CheckpointError:
     )
 
 
-def _digest(file: IO[bytes], path: Path) -> tuple[str, list[Path]]:
+def _digest(file: BufferedReader, path: Path) -> tuple[str, list[Path]]:
     """The digest of a checkpoint, and its shards."""
     if not _begins_as_index(file, path):
         return _digest_of([file], []), []
@@ -157,7 +158,7 @@ def _digest(file: IO[bytes], path: Path) -> tuple[str, list[Path]]:
         return _digest_of([file, *(stack.enter_context(_opened(shard)) for shard in shards)], shards), shards
 
 
-def _digest_of(files: list[IO[bytes]], shards: list[Path]) -> str:
+def _digest_of(files: list[BufferedReader], shards: list[Path]) -> str:
     each = [_sha256(file) for file in files]
     if not shards:
         return each[0]
@@ -165,21 +166,21 @@ def _digest_of(files: list[IO[bytes]], shards: list[Path]) -> str:
     return hashlib.sha256("\n".join(f"{d} {n}" for d, n in zip(each, names, strict=True)).encode()).hexdigest()
 
 
-def _sha256(file: IO[bytes]) -> str:
+def _sha256(file: BufferedReader) -> str:
     file.seek(0)
     digest = hashlib.file_digest(file, "sha256").hexdigest()
     file.seek(0)
     return digest
 
 
-def _head(file: IO[bytes]) -> bytes:
+def _head(file: BufferedReader) -> bytes:
     file.seek(0)
     head = file.read(512)
     file.seek(0)
     return head
 
 
-def _begins_as_index(file: IO[bytes], path: Path) -> bool:
+def _begins_as_index(file: BufferedReader, path: Path) -> bool:
     return _head(file).lstrip()[:1] == b"{" and not _is_safetensors(_head(file), os.fstat(file.fileno()).st_size)
 
 
@@ -190,7 +191,7 @@ def _is_safetensors(head: bytes, size: int) -> bool:
     return bool(header <= min(MAX_SAFETENSORS_HEADER_BYTES, size - 8))
 
 
-def _format_of(file: IO[bytes], path: Path) -> FileFormat:
+def _format_of(file: BufferedReader, path: Path) -> FileFormat:
     """The format by content. Raises CheckpointError with what the file is instead."""
     head, size = _head(file), os.fstat(file.fileno()).st_size
     if _is_safetensors(head, size):
@@ -219,7 +220,7 @@ def _unknown(path: Path, what: str) -> CheckpointError:
     return CheckpointError(f"{path} is not a checkpoint that can be read", why=f"it is {what}", do=READ)
 
 
-def _check_zip(file: IO[bytes], path: Path, size: int) -> None:
+def _check_zip(file: BufferedReader, path: Path, size: int) -> None:
     """That a zip archive is torch's, stores its entries as they are, and does not overlap them to seem larger."""
     try:
         with zipfile.ZipFile(file) as archive:
@@ -242,18 +243,18 @@ def _check_zip(file: IO[bytes], path: Path, size: int) -> None:
         raise _unknown(path, "a zip archive with compressed or overlapping entries, which torch.save does not write")
 
 
-def _format_of_shard(file: IO[bytes], path: Path) -> Literal["safetensors", "torch"]:
+def _format_of_shard(file: BufferedReader, path: Path) -> Literal["safetensors", "torch"]:
     kind = _format_of(file, path)
     if kind == "index":
         raise _unknown(path, "JSON, though an index lists it as a shard")
     return kind
 
 
-def _read(file: IO[bytes], path: Path, kind: Literal["safetensors", "torch"]) -> Any:
+def _read(file: BufferedReader, path: Path, kind: Literal["safetensors", "torch"]) -> Any:
     return _read_safetensors(file, path) if kind == "safetensors" else _read_torch(file, path)
 
 
-def _read_safetensors(file: IO[bytes], path: Path) -> dict[str, Any]:
+def _read_safetensors(file: BufferedReader, path: Path) -> dict[str, Any]:
     loader = need("safetensors.torch", purpose="reading a checkpoint")
     try:
         state: dict[str, Any] = loader.load_file(f"/proc/self/fd/{file.fileno()}", device="cpu")
@@ -264,7 +265,7 @@ def _read_safetensors(file: IO[bytes], path: Path) -> dict[str, Any]:
     return state
 
 
-def _read_torch(file: IO[bytes], path: Path) -> Any:
+def _read_torch(file: BufferedReader, path: Path) -> Any:
     torch = need("torch", purpose="reading a checkpoint")
     with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         if BYTEARRAY.search(data):
@@ -295,7 +296,7 @@ def _unreadable(path: Path, error: Exception) -> CheckpointError:
     return CheckpointError(f"{path} is no PyTorch checkpoint", why=one_line(error), do="fetch or write it again")
 
 
-def _read_index(file: IO[bytes], path: Path) -> tuple[dict[str, str], list[Path]]:
+def _read_index(file: BufferedReader, path: Path) -> tuple[dict[str, str], list[Path]]:
     """The index's weight map, and the shards, each once, beside the index. Raises CheckpointError."""
     file.seek(0)
     data = file.read(MAX_INDEX_BYTES + 1)
@@ -328,7 +329,7 @@ def _read_index(file: IO[bytes], path: Path) -> tuple[dict[str, str], list[Path]
     return weight_map, shards
 
 
-def _join(path: Path, weight_map: Mapping[str, str], shards: Mapping[Path, IO[bytes]]) -> dict[str, Any]:
+def _join(path: Path, weight_map: Mapping[str, str], shards: Mapping[Path, BufferedReader]) -> dict[str, Any]:
     """The shards' tensors in one mapping, each from the shard that the index says, none left over."""
     joined: dict[str, Any] = {}
     for shard, file in shards.items():

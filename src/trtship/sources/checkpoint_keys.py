@@ -83,40 +83,30 @@ class Fit:
         return "; ".join(f"{len(keys)} {what}: {_first(keys)}" for what, keys in lists.items() if keys)
 
 
-def fit(state: Mapping[str, Any], model: ModelKeys) -> list[Fit]:
-    """Return the ways in which a state dict's keys fit a model.
+def fit(state: Mapping[str, Any], model: ModelKeys) -> Fit:
+    """Return how a state dict's keys fit a model: exactly where they can, else the way that comes nearest.
 
     Keys that fit as they are, are used so: a model may have an attribute named `module`. Otherwise each way of
-    removing a common prefix and wrappers' names is tried.
-
-    Returns:
-        All different ways that fit exactly, at most two; or the one that comes nearest.
+    removing a common prefix and wrappers' names is tried, the least first. At most one can fit: what is removed decides
+    how long all names are together, and the model has no name that is left out.
     """
-    as_is = _judge({key: key for key in state}, "", state, model)
-    if as_is.is_exact or not _may_fit(state, model):
-        return [as_is]
-    exact: list[Fit] = []
-    nearest, best = as_is, _matches(as_is, model)
-    tried: list[dict[str, str]] = [as_is.names]
+    nearest = _judge({key: key for key in state}, "", state, model)
+    if nearest.is_exact or not _may_fit(state, model):
+        return nearest
+    best = _known(nearest.names, model)
     for names, removed in _renamings(state, model):
-        if names in tried:
-            continue
-        tried.append(names)
-        matches = sum(name in model.tensors for name in names.values())
-        if matches < best:
-            continue
-        judged = _judge(names, removed, state, model)
-        if judged.is_exact:
-            exact.append(judged)
-            if len(exact) == 2:
-                break
-        elif matches > best:
-            nearest, best = judged, matches
-    return exact or [nearest]
+        known = _known(names, model)
+        if known >= best:
+            judged = _judge(names, removed, state, model)
+            if judged.is_exact:
+                return judged
+            if known > best:
+                nearest, best = judged, known
+    return nearest
 
 
-def _matches(judged: Fit, model: ModelKeys) -> int:
-    return sum(name in model.tensors for name in judged.names.values())
+def _known(names: Mapping[str, str], model: ModelKeys) -> int:
+    return sum(name in model.tensors for name in names.values())
 
 
 def _may_fit(state: Mapping[str, Any], model: ModelKeys) -> bool:
@@ -209,7 +199,7 @@ def _take(judged: Fit, name: str, value: Any, expected: Any, casts: set[str], ke
         judged.tensors[name] = value
         return
     problem = why_unusable(value)
-    lazy = isinstance(expected, torch.nn.parameter.UninitializedTensorMixin)
+    lazy = torch.nn.parameter.is_lazy(expected)
     if problem is not None or (not lazy and value.shape != expected.shape):
         said = f"{form(value)}, which {problem}" if problem else form(value)
         judged.wrong.append(f"{name} (file {said}, model {'not initialised' if lazy else form(expected)})")
@@ -300,7 +290,8 @@ def _equal_as(own: torch.Tensor, value: torch.Tensor) -> bool:
         return False
     try:
         value = dense(value)
-        return torch.equal(own, value.to(own.dtype)) or torch.equal(own.to(value.dtype), value)
+        same = converted(value, own.dtype)
+        return torch.equal(own.to(value.dtype), value) or (same is not None and torch.equal(own, same))
     except (RuntimeError, NotImplementedError):
         return False
 

@@ -14,6 +14,8 @@ def form(tensor: Any) -> str:
 
     if not isinstance(tensor, torch.Tensor):
         return type(tensor).__name__
+    if tensor.is_nested:  # it has no one shape
+        return short(tensor.dtype)
     return f"{short(tensor.dtype)} {list(tensor.shape)}"
 
 
