@@ -98,7 +98,7 @@ def test_what_is_no_regular_file_is_refused_at_once(tmp_path):
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "zero").symlink_to("/dev/zero")
     (tmp_path / "loop").symlink_to("loop")
-    for name, said in [("fifo", "not a regular file"), ("zero", "not a regular file"), ("loop", ""), ("no\0ne", "")]:
+    for name, said in [("fifo", "regular"), ("zero", "regular"), ("loop", "symbolic"), ("no\0ne", "null byte")]:
         for reads in (check_checkpoint_file, checkpoint_digest, lambda path: load_checkpoint(Net(), path)):
             with pytest.raises(CheckpointError, match=said):
                 reads(tmp_path / name)
