@@ -140,6 +140,14 @@ def test_an_average_that_nearly_fits_is_not_passed_over(plain, mean, tmp_path):
     assert "bn.running_mean" in caught.value.why
 
 
+def test_an_average_without_names_is_not_passed_over(plain, mean, tmp_path):
+    shadow = {"decay": 0.9, "num_updates": 3, "shadow_params": [p.detach() for p in mean.parameters()]}
+    with pytest.raises(CheckpointError, match=r"'ema\.shadow_params' is a list of 14 tensors"):
+        load(tmp_path, {"model": plain.state_dict(), "ema": shadow})
+    other = {"model": plain.state_dict(), "ema": {"decay": 0.9, "losses": [torch.zeros(())]}}
+    assert same(load(tmp_path, other)[0], plain)
+
+
 def test_what_is_left_over_beside_a_model_is_named(plain, tmp_path):
     state = {f"model.{k}": v for k, v in plain.state_dict().items()} | {"criterion.weight": torch.ones(5)}
     with pytest.raises(CheckpointError, match=r"criterion\.weight"):

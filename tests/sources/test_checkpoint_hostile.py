@@ -207,6 +207,20 @@ def test_any_tree_without_tensors_is_refused(tmp_path_factory, content):
         load_checkpoint(Net(), path)
 
 
+def doubling(depth):
+    """A pickle of a dict whose key is a tuple of 2 ** depth others: () held twice, and that twice."""
+    twice = b"".join(b"q\x00h\x00\x86" for _ in range(depth))
+    return b"\x80\x02})" + twice + b"K\x01s."
+
+
+def test_a_key_that_takes_for_ever_to_hash_is_refused(tmp_path):
+    assert pickle.loads(doubling(3)) == {((((),) * 2,) * 2,) * 2: 1}
+    stored_pickle(tmp_path / "w.pth", doubling(60))
+    assert "tuples nested" in refused(tmp_path / "w.pth").why
+    stored_pickle(tmp_path / "w.pth", doubling(3))
+    assert "tuples nested" not in refused(tmp_path / "w.pth").why
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", ["torch", "legacy", "safetensors"])
 def test_damage_anywhere_is_refused_or_harmless(net, tmp_path, kind):

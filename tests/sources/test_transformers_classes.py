@@ -7,7 +7,7 @@ import torch
 import transformers as t
 from safetensors.torch import load_file, save_file
 
-from trtship.errors import CheckpointError, SourceError, SpecError
+from trtship.errors import CheckpointError, SourceError, SpecError, UserError
 from trtship.sources import SourceOptions, resolve
 from trtship.spec import TensorSpec
 
@@ -248,4 +248,31 @@ def test_a_training_file_is_no_weights(tmp_path):
     make("ViTModel", tmp_path)
     (tmp_path / "model.safetensors").rename(tmp_path / "adapter.bin")
     with pytest.raises(SourceError, match="no weights"):
+        load(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "kind", ["cyclic", "nested", "meta", "sparse", "quantized", "bytes", "expanded", "a list", "a program", "empty"]
+)
+def test_a_folder_with_hostile_weights_is_refused(tmp_path, kind):
+    state = dict(make("ViTForImageClassification", tmp_path).state_dict())
+    (tmp_path / "model.safetensors").unlink()
+    cyclic = {}
+    cyclic["model"] = cyclic
+    bias = "classifier.bias"
+    content = {
+        "cyclic": lambda: cyclic,
+        "nested": lambda: {"model": {"state_dict": state}},
+        "meta": lambda: state | {bias: torch.zeros(3, device="meta")},
+        "sparse": lambda: state | {bias: torch.zeros(3).to_sparse()},
+        "quantized": lambda: state | {bias: torch.quantize_per_tensor(torch.zeros(3), 1.0, 0, torch.qint8)},
+        "bytes": lambda: {key.encode(): value for key, value in state.items()},
+        "expanded": lambda: state | {bias: torch.zeros(1).expand(2**40)},
+        "a list": lambda: list(state.values()),
+        "a program": lambda: torch.nn.Linear(1, 1),
+        "empty": dict,
+    }[kind]()
+    torch.save(content, tmp_path / "pytorch_model.bin")
+    with pytest.raises(UserError):
         load(tmp_path)

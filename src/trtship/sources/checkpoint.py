@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from trtship.errors import CheckpointError
 from trtship.sources.checkpoint_files import opened_checkpoint
 from trtship.sources.checkpoint_keys import Fit, ModelKeys, fit
-from trtship.sources.checkpoint_trees import StateDict, is_average, printable, state_dicts
+from trtship.sources.checkpoint_trees import StateDict, is_average, printable, state_dicts, unnamed_averages
 from trtship.sources.inputs import one_line
 
 if TYPE_CHECKING:
@@ -98,6 +98,14 @@ def _choose(content: Any, model: ModelKeys, path: Path) -> tuple[_Candidate, lis
             why=f"{near[0].state.label}: {near[0].fit.problems}; {chosen.state.label} fits",
             do=f"save those that are meant alone: {_save_alone(path, chosen)}",
         )
+    unnamed = {} if averages else unnamed_averages(content)
+    for label, count in unnamed.items():
+        if 2 * count > len(model.tensors):
+            raise CheckpointError(
+                f"the averaged weights in {path} have no names",
+                why=f"{label!r} is a list of {count} tensors; {chosen.state.label} fits the model, but is not averaged",
+                do=f"copy the average into the model and save its state_dict(), or: {_save_alone(path, chosen)}",
+            )
     return chosen, _notes_on(chosen, candidates, path)
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import mmap
 import os
 import pickle
 import re
@@ -26,6 +25,9 @@ from typing import Any, Literal
 
 from trtship.errors import CheckpointError
 from trtship.needs import need
+from trtship.sources.checkpoint_pickles import danger_in
+from trtship.sources.checkpoint_tensors import why_unusable
+from trtship.sources.checkpoint_trees import printable
 from trtship.sources.inputs import one_line
 
 FileFormat = Literal["safetensors", "torch", "index"]
@@ -37,8 +39,6 @@ MAX_SHARDS = 500
 MAX_SAFETENSORS_HEADER_BYTES = 100_000_000
 # torch.serialization.MAGIC_NUMBER as pickle writes it: the first object of a file in torch's format before 1.6
 LEGACY_MAGIC = bytes.fromhex("8a0a6cfc9c46f9206aa85019")
-# pickle's instruction that calls bytearray(N), which fills any amount of memory; torch's reader allows it
-BYTEARRAY = re.compile(rb"c(?:__builtin__|builtins)\nbytearray\n")
 OTHER_FORMATS = {
     b"version https://git-lfs": "a pointer of Git LFS, not the file itself (git lfs pull fetches it)",
     b"\x93NUMPY": "a NumPy array (.npy)",
@@ -113,6 +113,22 @@ def opened_checkpoint(path: Path, *, digest: str | None = None) -> Iterator[Any]
         for each, where, stamp in stamps:
             if _stamp(each) != stamp:
                 raise _changed(where)
+
+
+def check_plain_weights(path: Path) -> None:
+    """Check a file that a library reads on its own: its format, and that it holds named tensors with values only.
+
+    Raises:
+        CheckpointError: If it does not.
+    """
+    with opened_checkpoint(path) as content:
+        if not isinstance(content, Mapping):
+            raise _unknown(path, f"a {type(content).__name__}, not a mapping from names to tensors")
+        for key, value in content.items():
+            problem = f"is a key of type {type(key).__name__}" if not isinstance(key, str) else why_unusable(value)
+            if problem is not None:
+                name = printable(key) if isinstance(key, str) else "it"
+                raise _unknown(path, f"not a mapping from names to tensors ({name} {problem})")
 
 
 @contextmanager
@@ -267,9 +283,13 @@ def _read_safetensors(file: BufferedReader, path: Path) -> dict[str, Any]:
 
 def _read_torch(file: BufferedReader, path: Path) -> Any:
     torch = need("torch", purpose="reading a checkpoint")
-    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        if BYTEARRAY.search(data):
-            raise _more_than_tensors(path, "bytearray")
+    try:
+        danger = danger_in(file)
+    except (zipfile.BadZipFile, struct.error, OSError, ValueError) as error:
+        raise _unreadable(path, error) from error
+    if danger is not None:
+        raise _more_than_tensors(path, danger)
+    file.seek(0)
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
             # timm, DeiT and others save their command line, a Namespace: building one runs no code

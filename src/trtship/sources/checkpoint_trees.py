@@ -82,6 +82,31 @@ def state_dicts(tree: object, path: Path) -> list[StateDict]:
     return found
 
 
+def unnamed_averages(tree: object) -> dict[str, int]:
+    """Return, by their label, lists of tensors under a name for averages, and how many tensors are in each.
+
+    Such lists follow the order of `model.parameters()` (torch_ema writes them), and no key tells what is what.
+    """
+    import torch
+
+    found: dict[str, int] = {}
+    seen: set[int] = set()
+    queue: deque[tuple[tuple[str, ...], object]] = deque([((), tree)])
+    while queue:
+        where, node = queue.popleft()
+        if not isinstance(node, Mapping) or id(node) in seen or len(where) > MAX_DEPTH:
+            continue
+        seen.add(id(node))
+        for key, value in node.items():
+            path = (*where, key) if isinstance(key, str) else where
+            queue.append((path, value))
+            if isinstance(value, list | tuple) and any(is_average(part) for part in path):
+                count = sum(isinstance(item, torch.Tensor) for item in value)
+                if count:
+                    found[printable(".".join(path))] = count
+    return found
+
+
 def is_average(name: str) -> bool:
     """Return whether a key says that averaged weights are under it."""
     return bool(_AVERAGE.search(_words(name)))

@@ -21,7 +21,7 @@ from trtship.preprocess import Preprocess
 from trtship.progress import SILENT, Progress
 from trtship.sources.base import PrefixSource
 from trtship.sources.build import build, hugging_face_hub
-from trtship.sources.checkpoint_files import check_checkpoint_file
+from trtship.sources.checkpoint_files import check_checkpoint_file, check_plain_weights
 from trtship.sources.finish import finish
 from trtship.sources.inputs import fixed_sides, image_spec, no_inputs, only_image, required_names
 from trtship.sources.loaded import LoadedModel
@@ -150,7 +150,10 @@ class TransformersSource(PrefixSource):
         if not options.pretrained and not self._brings_weights(options):
             return cls._from_config(config, dtype=float32)
         for file in [] if self.folder is None else _weight_files(self.folder):
-            check_checkpoint_file(file)
+            if file.suffix == ".json":
+                check_checkpoint_file(file)
+            else:
+                check_plain_weights(file)
         model, found = cls.from_pretrained(
             self._where,
             config=config,
