@@ -11,6 +11,8 @@ from trtship.errors import CheckpointError, SourceError, SpecError
 from trtship.sources import SourceOptions, parse_model_arg, resolve
 from trtship.spec import TensorSpec
 
+EMPTY_SAFETENSORS = (2).to_bytes(8, "little") + b"{}"
+
 
 @pytest.mark.parametrize(
     ("text", "kind", "name"),
@@ -59,7 +61,7 @@ def check(text, **options):
 @pytest.mark.parametrize("text", ["timm/resnet18", "torchvision/resnet18", "transformers/some/name"])
 def test_weights_must_have_one_origin(text, tmp_path):
     weights = tmp_path / "w.safetensors"
-    weights.touch()
+    weights.write_bytes(EMPTY_SAFETENSORS)
     with pytest.raises(SourceError, match="--random-weights"):
         check(text)
     check(text, checkpoint=str(weights))
@@ -72,8 +74,8 @@ def test_weights_must_have_one_origin(text, tmp_path):
 
 
 def test_a_checkpoint_that_is_missing_or_of_no_known_kind_is_refused(tmp_path):
-    (tmp_path / "weights.npz").touch()
-    for name, reason in [("none.pth", "no such file"), ("weights.npz", "npz")]:
+    (tmp_path / "weights.npz").write_bytes(b"PK\x05\x06" + bytes(18))
+    for name, reason in [("none.pth", "no such file"), ("weights.npz", "torch.save did not write")]:
         with pytest.raises(CheckpointError, match=reason):
             check("timm/resnet18", checkpoint=str(tmp_path / name))
     (tmp_path / "folder.pt").mkdir()
@@ -102,6 +104,7 @@ def test_a_graph_takes_no_options_of_a_model(tmp_path):
         {"random_weights": True},
         {"model_args": (("a", "1"),)},
         {"inputs": (TensorSpec.parse("a=Bx3"),)},
+        {"task": "image-classification"},
     ]
     for option in options:
         with pytest.raises(SpecError, match="does not apply"):
@@ -139,7 +142,7 @@ def test_malformed_model_args_are_refused(text):
 
 def test_checking_and_fingerprinting_import_nothing_heavy(tmp_path):
     (tmp_path / "config.json").write_text("{}")
-    (tmp_path / "model.safetensors").touch()
+    (tmp_path / "model.safetensors").write_bytes(EMPTY_SAFETENSORS)
     code = f"""
 import sys
 from trtship.sources import SourceOptions, resolve

@@ -152,7 +152,7 @@ def test_a_checkpoint_gives_its_outputs(text, args, make, tmp_path):
     model = load(text, *args, checkpoint=str(tmp_path / "w.safetensors"))
     x = torch.rand(2, 3, 64, 64)
     torch.testing.assert_close(model.module(x), original(x), rtol=0, atol=0)
-    assert model.notes == ("checkpoint: stripped 'module.' from every key",)
+    assert model.notes == ("checkpoint: removed 'module.' from every key",)
 
 
 def test_notes_are_told_as_well_as_kept(tmp_path):

@@ -18,10 +18,21 @@ def add_source(parser: argparse.ArgumentParser) -> None:
     """The source, its weights and its inputs."""
     parser.add_argument("source", metavar="SOURCE", help=SOURCES)
     weights = parser.add_argument_group("weights (one of them; a file.py:factory and an .onnx file need none)")
-    weights.add_argument("--checkpoint", metavar="FILE", help=".safetensors, or a .pth, .pt or .bin state dict")
+    weights.add_argument(
+        "--checkpoint",
+        metavar="FILE",
+        help="weights: a file of safetensors or torch.save, or the .index.json of one in shards; of several state "
+        "dicts in a file, averaged ones (EMA) are used",
+    )
     weights.add_argument("--pretrained", action="store_true", help="ask the source's own hub for its weights")
     weights.add_argument("--random-weights", action="store_true", help="random weights, to try things out")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the random weights (default: 0)")
+    parser.add_argument(
+        "--task",
+        metavar="NAME",
+        help="what a transformers model is for, such as image-classification, semantic-segmentation, object-detection, "
+        "depth-estimation or feature-extraction (default: the class that its config.json names)",
+    )
     parser.add_argument(
         "--model-arg",
         action="append",
@@ -51,6 +62,7 @@ def source_options(arguments: argparse.Namespace) -> SourceOptions:
         seed=arguments.seed,
         model_args=tuple(parse_model_arg(text) for text in arguments.model_arg),
         inputs=tuple(TensorSpec.parse(text) for text in arguments.input),
+        task=arguments.task,
     )
 
 

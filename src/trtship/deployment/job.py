@@ -59,6 +59,7 @@ def deploy(
     seed: int = 0,
     model_args: Sequence[tuple[str, str]] = (),
     inputs: Sequence[str] = (),
+    task: str | None = None,
     precision: str = "fp16",
     batch: str | None = None,
     sizes: Sequence[str] = (),
@@ -88,8 +89,9 @@ def deploy(
     `batch` is `"MIN:OPT:MAX"` or one size; `sizes` are `"L=MIN:OPT:MAX"` for other dynamic sizes; `profiles` is
     `"none"` or the batch sizes that get kernels of their own, `"1,8,32"` (min, opt and max unless given); `inputs` are
     `"NAME=Bx3x80x80[:int64]"`; `passes` are `"all"`, `"none"` or names with commas between them, of the rewrites that
-    make the graph faster. `precision="auto"` tries `candidates` (all, or names with commas between them) within
-    `time_budget` (`"20m"`), and ships the fastest that passes every gate.
+    make the graph faster; `task` says what a transformers model is for, such as `"depth-estimation"`, where its
+    config.json does not name its class. `precision="auto"` tries `candidates` (all, or names with commas between them)
+    within `time_budget` (`"20m"`), and ships the fastest that passes every gate.
 
     For fp8 and int8, `calib_dir` has pictures (by default those of `eval_dir`), `calib_method` is `"percentile"`,
     `"entropy"` or `"min-max"`, and `quantize` says which products: `"fused"` those that cost no kernel, `"all"`, or
@@ -111,6 +113,7 @@ def deploy(
             seed=seed,
             model_args=tuple(model_args),
             inputs=tuple(TensorSpec.parse(text) for text in inputs),
+            task=task,
         ),
         precision=precision,
         batch=batch,

@@ -6,16 +6,20 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from importlib import metadata
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from trtship.errors import CheckpointError, DependencyError, SourceError, SpecError
-from trtship.files import sha256_of
+from trtship.errors import DependencyError, SourceError, SpecError
 from trtship.progress import SILENT, Progress
+from trtship.sources.checkpoint_files import check_checkpoint_file, checkpoint_digest
 from trtship.sources.loaded import LoadedGraph, LoadedModel
 from trtship.sources.options import SourceOptions
 from trtship.spec import to_json
 
-CHECKPOINT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+if TYPE_CHECKING:
+    import torch
+
+CHECKPOINT_RULES = "2: averaged weights first"
+"""How a state dict is chosen from a file, in every fingerprint: it changes with the weights that are loaded."""
 
 
 class Source(ABC):
@@ -27,9 +31,12 @@ class Source(ABC):
 
     kind: ClassVar[str]
     form: ClassVar[str]
+    takes_task: ClassVar[bool] = False
+    """Whether --task says something about this kind."""
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self._digest: str | None = None
 
     @classmethod
     @abstractmethod
@@ -59,6 +66,12 @@ class Source(ABC):
             raise SpecError(
                 f"{' and '.join(asked)} contradict each other", why="weights have one origin", do="keep one"
             )
+        if options.task is not None and not self.takes_task:
+            raise SpecError(
+                f"--task does not apply to {options.source}",
+                why="it says which class of transformers a model is",
+                do="leave it out",
+            )
         check_unique("--input", [spec.name for spec in options.inputs])
         check_unique("--model-arg", [name for name, _ in options.model_args])
         self.check_files(options)
@@ -84,6 +97,29 @@ class Source(ABC):
 
         None where only loading can tell; use `LoadedModel.fingerprint()` then.
         """
+
+    def library_fingerprint(self, options: SourceOptions, *packages: str) -> dict[str, str]:
+        """Return `base_fingerprint`; a checkpoint that is loaded afterwards must be the one that it hashed."""
+        self._digest = None if options.checkpoint is None else checkpoint_digest(Path(options.checkpoint))
+        return base_fingerprint(options, *packages, digest=self._digest)
+
+    def library_facts(self, options: SourceOptions, *packages: str) -> dict[str, str]:
+        """Return `base_fingerprint` with the digest of the checkpoint that `load_weights` loaded."""
+        return base_fingerprint(options, *packages, digest=self._digest)
+
+    def load_weights(self, module: torch.nn.Module, options: SourceOptions) -> list[str]:
+        """Put the weights of --checkpoint, if any, into the module, and return notes.
+
+        Raises:
+            CheckpointError: If they do not fit, or the file is not the one that was fingerprinted.
+        """
+        from trtship.sources.checkpoint import load_checkpoint
+
+        if options.checkpoint is None:
+            return []
+        path = Path(options.checkpoint)
+        self._digest = self._digest or checkpoint_digest(path)
+        return load_checkpoint(module, path, digest=self._digest)
 
     @abstractmethod
     def load(self, options: SourceOptions, progress: Progress = SILENT) -> LoadedModel | LoadedGraph:
@@ -117,22 +153,6 @@ def check_unique(option: str, names: list[str]) -> None:
         raise SpecError(f"{option} {twice[0]}=... was given more than once", why="one value per name", do="keep one")
 
 
-def check_checkpoint_file(path: Path) -> None:
-    """Raises CheckpointError when `path` is no file, or of no kind that is read."""
-    if path.suffix not in CHECKPOINT_SUFFIXES:
-        raise CheckpointError(
-            f"cannot tell what kind of checkpoint {path} is",
-            why=f"its name ends in {path.suffix or 'nothing'}, not in one of {' '.join(CHECKPOINT_SUFFIXES)}",
-            do="rename it, or save it as .safetensors",
-        )
-    if not path.is_file():
-        raise CheckpointError(
-            f"there is no checkpoint {path}",
-            why="it is a folder" if path.is_dir() else "no such file",
-            do="check the path",
-        )
-
-
 def version_of(package: str) -> str:
     """The installed version, from its metadata alone. Raises DependencyError."""
     try:
@@ -145,15 +165,24 @@ def version_of(package: str) -> str:
         ) from None
 
 
-def base_fingerprint(options: SourceOptions, *packages: str) -> dict[str, str]:
-    """What determines a model built by a library: the options, the checkpoint's bytes, the library's version."""
+def base_fingerprint(options: SourceOptions, *packages: str, digest: str | None = None) -> dict[str, str]:
+    """Return what determines a model built by a library: the options, the checkpoint's bytes, the library's version.
+
+    Args:
+        options: What the user said about the model.
+        packages: The packages whose versions count.
+        digest: The checkpoint's digest where it is known, so that the file is not read again.
+    """
     facts = {
         "source": options.source,
         "model_args": to_json(sorted(options.model_args), indent=0).decode().strip(),
         "inputs": "; ".join(str(spec) for spec in options.inputs),
     }
     if options.checkpoint is not None:
-        facts["checkpoint"] = sha256_of(Path(options.checkpoint))
+        facts["checkpoint"] = digest or checkpoint_digest(Path(options.checkpoint))
+        facts["checkpoint rules"] = CHECKPOINT_RULES
+    if options.task is not None:
+        facts["task"] = options.task
     if options.random_weights:
         facts["seed"] = str(options.seed)
     return facts | {package: version_of(package) for package in packages}

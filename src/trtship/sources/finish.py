@@ -11,7 +11,7 @@ from trtship.preprocess import Preprocess
 from trtship.progress import Progress
 from trtship.sources.inputs import order_inputs, run_once
 from trtship.sources.loaded import LoadedModel
-from trtship.sources.outputs import is_flat, named_tensors, tensors_in_tensors_out
+from trtship.sources.outputs import is_flat, left_out, named_tensors, tensors_in_tensors_out
 from trtship.spec import TensorSpec
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ def finish(
             why=f"its forward returns {type(result).__name__}",
             do="return tensors from it",
         )
+    collected += [f"outputs: {what} is no tensor, and left out" for what in left_out(result)]
     if keywords is not None or not is_flat(result):
         module = tensors_in_tensors_out(module, keywords).eval()
     _check_labels(labels, list(tensors.values()))

@@ -12,7 +12,8 @@ from trtship.spec import Record, TensorSpec
 class SourceOptions(Record, frozen=True):
     """`source` as typed; at most one of `checkpoint`, `pretrained`, `random_weights`; `seed` for the last.
 
-    `model_args` are `--model-arg NAME=VALUE` pairs, the value as typed; `inputs` are what `--input` said.
+    `model_args` are `--model-arg NAME=VALUE` pairs, the value as typed; `inputs` are what `--input` said. `task` names
+    what a transformers model is for, such as `semantic-segmentation`, where its config.json does not say its class.
     """
 
     source: str
@@ -22,6 +23,7 @@ class SourceOptions(Record, frozen=True):
     seed: int = 0
     model_args: tuple[tuple[str, str], ...] = ()
     inputs: tuple[TensorSpec, ...] = ()
+    task: str | None = None
 
     def model_kwargs(self) -> dict[str, Any]:
         """`model_args` as keyword arguments: a value that is JSON is that value, any other is a string."""

@@ -15,9 +15,26 @@ def named_tensors(result: object) -> dict[str, torch.Tensor]:
     """A module's result by name, in its own order; a name is "" for a bare tensor.
 
     Keys of mappings (transformers' ModelOutput is one) and fields of named tuples and dataclasses give names, places
-    in tuples and lists give `output_0`, `output_1` ...; nested ones are joined by `_`. What is no tensor is left out.
+    in tuples and lists give `output_0`, `output_1` ...; nested ones are joined by `_`. What is no tensor is left out
+    (`left_out` names it). Where two tensors would get one name, the second's ends in `_2`.
     """
-    return dict(_walk("", result))
+    found: dict[str, torch.Tensor] = {}
+    for name, tensor in _walk("", result):
+        number = 2
+        unique = name
+        while unique in found:
+            unique, number = f"{name}_{number}", number + 1
+        found[unique] = tensor
+    return found
+
+
+def left_out(result: object, name: str = "output") -> list[str]:
+    """Return what `named_tensors` leaves out of a module's result, as `name (type)`; None is nothing to tell."""
+    import torch
+
+    if result is None or isinstance(result, torch.Tensor | Mapping | tuple | list) or is_dataclass(result):
+        return [text for key, item in _children(result, name) for text in left_out(item, key)]
+    return [f"{name} ({type(result).__name__})"]
 
 
 def _walk(name: str, value: object) -> Iterator[tuple[str, torch.Tensor]]:

@@ -23,7 +23,6 @@ from trtship.needs import need
 from trtship.preprocess import Preprocess
 from trtship.progress import SILENT, Progress
 from trtship.sources.base import Source
-from trtship.sources.checkpoint import load_checkpoint
 from trtship.sources.factory_code import code_beside, facts_about, module_from_file
 from trtship.sources.finish import finish
 from trtship.sources.inputs import no_inputs, one_line, required_names
@@ -82,7 +81,7 @@ class PythonSource(Source):
             inputs = options.inputs or _own_inputs(module)
             if not inputs:
                 raise no_inputs(self.name, required_names(module))
-            notes = load_checkpoint(module, Path(options.checkpoint)) if options.checkpoint else []
+            notes = self.load_weights(module, options)
             return finish(
                 options.source,
                 module,

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, ClassVar
 
 from trtship.errors import SpecError
 from trtship.needs import need
 from trtship.preprocess import FILTERS, CenterCrop, Fit, Normalize, Preprocess, Rescale, Resize, Step
 from trtship.progress import SILENT, Progress
-from trtship.sources.base import PrefixSource, base_fingerprint
+from trtship.sources.base import PrefixSource
 from trtship.sources.build import build, hugging_face_hub, unknown_model
-from trtship.sources.checkpoint import load_checkpoint
 from trtship.sources.finish import finish
 from trtship.sources.inputs import fixed_sides, image_spec, only_image
 from trtship.sources.loaded import LoadedModel
@@ -25,7 +23,7 @@ class TimmSource(PrefixSource):
     kind: ClassVar[str] = "timm"
 
     def fingerprint(self, options: SourceOptions) -> dict[str, str] | None:
-        return None if options.pretrained else base_fingerprint(options, "timm", "torch", "torchvision")
+        return None if options.pretrained else self.library_fingerprint(options, "timm", "torch", "torchvision")
 
     def load(self, options: SourceOptions, progress: Progress = SILENT) -> LoadedModel:
         timm = need("timm", purpose=f"loading {options.source}")
@@ -39,7 +37,7 @@ class TimmSource(PrefixSource):
         kwargs = _with_input(options.model_kwargs(), image, timm.get_pretrained_cfg(self.name))
         with progress.stage("load", options.source):
             module = self._create(timm, options, kwargs)
-            notes = load_checkpoint(module, Path(options.checkpoint)) if options.checkpoint else []
+            notes = self.load_weights(module, options)
             spec = image or image_spec("input", *_input_size(kwargs, module.pretrained_cfg))
             config = _data_config(timm, module, kwargs, spec)
             preprocess, more = preprocess_of(config)
@@ -52,7 +50,7 @@ class TimmSource(PrefixSource):
                 preprocess=preprocess,
                 labels=labels,
                 notes=(*notes, *more),
-                facts=base_fingerprint(options, "timm", "torch", "torchvision"),
+                facts=self.library_facts(options, "timm", "torch", "torchvision"),
             )
 
     def _create(self, timm: Any, options: SourceOptions, kwargs: dict[str, Any]) -> Any:

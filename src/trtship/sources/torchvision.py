@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from pathlib import Path
 from typing import Any, ClassVar
 
 from trtship.needs import need
 from trtship.preprocess import FILTERS, CenterCrop, Normalize, Preprocess, Rescale, Resize
 from trtship.progress import SILENT, Progress
-from trtship.sources.base import PrefixSource, base_fingerprint
+from trtship.sources.base import PrefixSource
 from trtship.sources.build import build, unknown_model
-from trtship.sources.checkpoint import load_checkpoint
 from trtship.sources.finish import finish
 from trtship.sources.inputs import fixed_sides, image_spec, no_inputs, required_names
 from trtship.sources.loaded import LoadedModel
@@ -22,7 +20,7 @@ class TorchvisionSource(PrefixSource):
     kind: ClassVar[str] = "torchvision"
 
     def fingerprint(self, options: SourceOptions) -> dict[str, str] | None:
-        return None if options.pretrained else base_fingerprint(options, "torchvision", "torch")
+        return None if options.pretrained else self.library_fingerprint(options, "torchvision", "torch")
 
     def load(self, options: SourceOptions, progress: Progress = SILENT) -> LoadedModel:
         models = need("torchvision.models", purpose=f"loading {options.source}")
@@ -36,7 +34,7 @@ class TorchvisionSource(PrefixSource):
             module = build(
                 options, lambda: models.get_model(self.name, weights=weights if options.pretrained else None, **kwargs)
             )
-            notes = load_checkpoint(module, Path(options.checkpoint)) if options.checkpoint else []
+            notes = self.load_weights(module, options)
             _, sides = fixed_sides(
                 options.inputs[0] if len(options.inputs) == 1 and len(options.inputs[0].shape) == 4 else None
             )
@@ -53,7 +51,7 @@ class TorchvisionSource(PrefixSource):
                 if options.pretrained and "categories" in weights.meta
                 else None,
                 notes=(*notes, *more),
-                facts=base_fingerprint(options, "torchvision", "torch"),
+                facts=self.library_facts(options, "torchvision", "torch"),
             )
 
 

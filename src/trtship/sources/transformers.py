@@ -1,5 +1,8 @@
 """`transformers/PATH_OR_NAME`: a folder written by `save_pretrained`, or a name on the Hugging Face hub.
 
+The model is of the class that its config.json names, or that --task means; with weights that do not fill it, or that it
+does not take, loading fails.
+
 Code that comes with a model is never run (`trust_remote_code` stays False). The hub is asked with --pretrained only;
 without, a name is looked up in its local cache.
 """
@@ -11,28 +14,31 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
-from trtship.errors import CheckpointError, MachineError, SourceError, SpecError
+from trtship.errors import MachineError, SourceError, SpecError
 from trtship.files import sha256_of
 from trtship.needs import need
 from trtship.preprocess import Preprocess
 from trtship.progress import SILENT, Progress
-from trtship.sources.base import PrefixSource, base_fingerprint
+from trtship.sources.base import PrefixSource
 from trtship.sources.build import build, hugging_face_hub
-from trtship.sources.checkpoint import load_checkpoint
+from trtship.sources.checkpoint_files import check_checkpoint_file, check_plain_weights
 from trtship.sources.finish import finish
 from trtship.sources.inputs import fixed_sides, image_spec, no_inputs, only_image, required_names
 from trtship.sources.loaded import LoadedModel
 from trtship.sources.options import SourceOptions
+from trtship.sources.transformers_classes import check_found, check_task, class_for
 from trtship.sources.transformers_images import image_processor, preprocess_of
 from trtship.spec import TensorSpec
 
 PACKAGES = ("transformers", "torch", "torchvision")
 WEIGHT_SUFFIXES = (".safetensors", ".bin")
-SHOWN = 10
+# transformers.utils.SAFE_WEIGHTS_NAME, WEIGHTS_NAME, their shards and their indexes
+WEIGHT_FILES = ("model*.safetensors", "pytorch_model*.bin", "*.safetensors.index.json", "pytorch_model*.bin.index.json")
 
 
 class TransformersSource(PrefixSource):
     kind: ClassVar[str] = "transformers"
+    takes_task: ClassVar[bool] = True
 
     @property
     def folder(self) -> Path | None:
@@ -42,9 +48,10 @@ class TransformersSource(PrefixSource):
     @property
     def has_weights(self) -> bool:
         """Whether the name is a folder with weight files in it."""
-        return self.folder is not None and any(file.suffix in WEIGHT_SUFFIXES for file in self.folder.iterdir())
+        return self.folder is not None and any(_weight_files(self.folder))
 
     def check_files(self, options: SourceOptions) -> None:
+        check_task(options.task)
         if self.folder is None and (self.name[0] in "/.~" or self.name.count("/") > 1):
             raise SourceError(f"there is no folder {self.name}", why="no such folder", do="check the path")
         if self.folder is not None and not (self.folder / "config.json").is_file():
@@ -67,7 +74,7 @@ class TransformersSource(PrefixSource):
             return None
         suffixes = (".json", *(WEIGHT_SUFFIXES if self._brings_weights(options) else ()))
         files = sorted(file for file in self.folder.iterdir() if file.suffix in suffixes)
-        return base_fingerprint(options, *PACKAGES) | {f"file {file.name}": sha256_of(file) for file in files}
+        return self.library_fingerprint(options, *PACKAGES) | {f"file {file.name}": sha256_of(file) for file in files}
 
     def load(self, options: SourceOptions, progress: Progress = SILENT) -> LoadedModel:
         transformers = need("transformers", purpose=f"loading {options.source}")
@@ -78,8 +85,8 @@ class TransformersSource(PrefixSource):
                 processor, is_saved = build(
                     options, lambda: image_processor(transformers, self._where, config, ask_hub=options.pretrained)
                 )
-            notes = load_checkpoint(module, Path(options.checkpoint)) if options.checkpoint else []
-            facts = base_fingerprint(options, *PACKAGES)
+            notes = self.load_weights(module, options)
+            facts = self.library_facts(options, *PACKAGES)
             if getattr(module, "main_input_name", "") != "pixel_values" or len(options.inputs) > 1:
                 if not options.inputs:
                     raise no_inputs(options.source, required_names(module))
@@ -138,50 +145,30 @@ class TransformersSource(PrefixSource):
         return config
 
     def _model(self, transformers: Any, config: Any, options: SourceOptions) -> Any:
-        kind = _class_for(transformers, config)
+        cls = class_for(transformers, config, options.task, options.source)
+        float32 = need("torch", purpose="loading a model").float32
         if not options.pretrained and not self._brings_weights(options):
-            return kind.from_config(config, trust_remote_code=False)
-        model, found = kind.from_pretrained(
+            return cls._from_config(config, dtype=float32)
+        for file in [] if self.folder is None else _weight_files(self.folder):
+            if file.suffix == ".json":
+                check_checkpoint_file(file)
+            else:
+                check_plain_weights(file)
+        model, found = cls.from_pretrained(
             self._where,
             config=config,
-            dtype=need("torch", purpose="loading a model").float32,
+            dtype=float32,
             local_files_only=not options.pretrained,
             trust_remote_code=False,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
         )
-        _check_found(options.source, found)
+        check_found(options.source, cls, found)
         return model
 
 
-def _class_for(transformers: Any, config: Any) -> Any:
-    """The classifier where the config knows one, unless its weights were saved from another architecture."""
-    known = type(config) in transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
-    saved = getattr(config, "architectures", None) or []
-    if known and (not saved or any(name.endswith("ForImageClassification") for name in saved)):
-        return transformers.AutoModelForImageClassification
-    return transformers.AutoModel
-
-
-def _check_found(source: str, found: Any) -> None:
-    """transformers fills what is missing with random numbers; here that is an error."""
-    mismatched = sorted(str(item[0] if isinstance(item, tuple) else item) for item in found["mismatched_keys"])
-    lists = {
-        "missing from the weights": sorted(found["missing_keys"]),
-        "unknown to the model": sorted(found["unexpected_keys"]),
-        "of another shape": mismatched,
-    }
-    if any(lists.values()):
-        raise CheckpointError(
-            f"the weights of {source} do not fit the model",
-            why="; ".join(
-                f"{len(keys)} {what}: {', '.join(keys[:SHOWN])}"
-                + (f" and {len(keys) - SHOWN} more" if keys[SHOWN:] else "")
-                for what, keys in lists.items()
-                if keys
-            ),
-            do="check config.json, --model-arg and --input against how the weights were trained",
-        )
+def _weight_files(folder: Path) -> list[Path]:
+    return sorted({file for pattern in WEIGHT_FILES for file in folder.glob(pattern)})
 
 
 def _image_and_preprocess(
@@ -204,10 +191,11 @@ def _image_and_preprocess(
 
 
 def _labels(config: Any, module: Any) -> tuple[str, ...] | None:
-    """The config's class names, unless they are transformers' placeholders LABEL_0, LABEL_1 ..."""
-    names = [str(config.id2label.get(index)) for index in range(len(config.id2label))]
+    """A classifier's class names, unless they are transformers' placeholders LABEL_0, LABEL_1 ..."""
+    named = getattr(config, "id2label", None) or {}
+    names = [str(named.get(index)) for index in range(len(named))]
     placeholders = all(name == f"LABEL_{index}" for index, name in enumerate(names))
-    return None if placeholders or not hasattr(module, "classifier") else tuple(names)
+    return None if placeholders or "ForImageClassification" not in type(module).__name__ else tuple(names)
 
 
 @contextlib.contextmanager
