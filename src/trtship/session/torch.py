@@ -48,7 +48,8 @@ class TorchSession(Session):
         torch = self._torch
         as_torch = is_torch(next(iter(feeds.values())))
         tensors = [self._private(feeds[s.name]) for s in self.inputs]
-        values = run_module(self._module, tensors)
+        with unchanged_state(torch):
+            values = run_module(self._module, tensors)
         outputs = {
             spec.name: value.to(getattr(torch, spec.dtype)) for spec, value in zip(self.outputs, values, strict=True)
         }
@@ -64,13 +65,13 @@ class TorchSession(Session):
 
 
 def run_module(module: Any, tensors: Sequence[Any]) -> list[Any]:
-    """Run a private copy on tensors that it may write to.
+    """Run a private copy on tensors that it may write to, without gradients, its products in full fp32.
 
     Returns:
         Its outputs, in memory of their own: a model may return a buffer that its next run writes to.
     """
     torch = need("torch", purpose="running a PyTorch model")
-    with unchanged_state(torch), torch.no_grad(), full_fp32(torch):
+    with torch.no_grad(), full_fp32(torch):
         result = module(*tensors)
     return [value.detach().clone() for value in (result if isinstance(result, (tuple, list)) else [result])]
 

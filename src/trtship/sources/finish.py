@@ -81,8 +81,9 @@ def _not_compiled(module: torch.nn.Module) -> torch.nn.Module:
     """The module that `torch.compile` was given: exporters take that one, and it computes the same."""
     import torch
 
+    inner = getattr(module, "_orig_mod", None)
     compiled = isinstance(module, torch._dynamo.eval_frame.OptimizedModule)
-    return module._orig_mod if compiled else module
+    return inner if compiled and isinstance(inner, torch.nn.Module) else module
 
 
 def _first_run(
@@ -120,10 +121,10 @@ def _first_run(
 def _private(module: torch.nn.Module, *, widened: bool) -> torch.nn.Module:
     import torch
 
-    copied = set_to_infer(copy_module(module)).to("cpu")
+    copied: torch.nn.Module = set_to_infer(copy_module(module)).to("cpu")
     if widened:
         single = dict.fromkeys((torch.float16, torch.bfloat16), torch.float32) | {torch.complex32: torch.complex64}
-        copied = convert(copied, single)
+        convert(copied, single)
     return copied
 
 

@@ -1,0 +1,267 @@
+"""Two faults of an original that no export can cure, found on the original itself before any exporter runs.
+
+1. It answers the same input in two ways: active dropout, random numbers, a cache or counter that outlives a call.
+2. The rows of a batch depend on each other: a batch norm that uses the batch's statistics, a softmax over the batch.
+
+Later checks would see both as a wrong graph, and blame the exporter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from trtship.errors import SourceError, TrtshipError
+from trtship.export.original_causes import cause_of_rows, cause_of_two_answers
+from trtship.export.original_runs import Feeds, Trial
+from trtship.measure import HUGE, random_inputs
+from trtship.progress import SILENT, Progress
+from trtship.sources import LoadedModel
+from trtship.spec import TensorSpec, batch_letter
+
+ROWS = 3
+ROUNDING_MARGIN = 16.0
+"""Times what moving each weight and input by one unit in the last place does: sums of other orders differ by more than
+that, but not by bits' worth of it. Beyond it the float64 run decides."""
+REMAINS = 2.0**-14
+"""The share of a float32 difference that must remain in float64: rounding keeps 2^-29 of it, a real one all."""
+
+Outputs = list[np.ndarray]
+
+
+@dataclass(frozen=True)
+class Company:
+    """Inputs in a batch of `size` whose first rows are `rows` of the batch under test."""
+
+    how: str
+    feeds: Feeds
+    rows: tuple[int, ...]
+    size: int | None
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What a model gives for the same batch: the first time, again, and after other inputs; for its rows in other
+    company, after other inputs (without what the model does not take); and for one row alone, the first time."""
+
+    first: Outputs
+    again: Outputs
+    later: Outputs
+    others: Mapping[str, Outputs]
+    alone: Outputs | None
+
+    def two_answers(self, index: int) -> float | None:
+        """How far the answers to the same input are apart in an output; None where that is not defined."""
+        found = [apart(self.first[index], other[index]) for other in (self.again, self.later)]
+        if self.alone is not None and ALONE in self.others:
+            found.append(apart(self.alone[index], self.others[ALONE][index]))
+        return None if None in found else max(f for f in found if f is not None)
+
+    def rows_apart(self, index: int, company: Sequence[Company]) -> tuple[float, str] | None:
+        """The largest difference of a row in other company, and which; None where the output has no batch axis."""
+        cases = [case for case in company if case.how in self.others]
+        axis = self._batch_axis(index, cases)
+        if axis is None:
+            return None
+        found = [(self._row_apart(index, case, axis), case.how) for case in cases if case.rows]
+        return max(((difference, how) for difference, how in found if difference is not None), default=None)
+
+    def _row_apart(self, index: int, case: Company, axis: int) -> float | None:
+        wanted = np.take(self.first[index], case.rows, axis)
+        found = np.take(self.others[case.how][index], range(len(case.rows)), axis)
+        return apart(np.moveaxis(wanted, axis, 0), np.moveaxis(found, axis, 0)) if wanted.shape == found.shape else None
+
+    def _batch_axis(self, index: int, cases: Sequence[Company]) -> int | None:
+        """The only axis that is as long as the batch is, in batches of different sizes."""
+        full = self.first[index].shape
+        sizes = {case.size: self.others[case.how][index].shape for case in cases}
+        batch = max((size for size in sizes if size), default=0)
+        axes = [
+            axis
+            for axis, size in enumerate(full)
+            if size == batch and all(len(s) == len(full) and s[axis] == n for n, s in sizes.items())
+        ]
+        return axes[0] if len(axes) == 1 and len(sizes) > 1 else None
+
+
+ALONE = "alone"
+
+
+def check_original(model: LoadedModel, *, traced: Mapping[str, int], progress: Progress = SILENT) -> None:
+    """Check that the original answers the same input in one way, and that its rows do not depend on each other.
+
+    Differences that vanish in float64 are rounding and are left. What cannot be told here (a model of one fixed batch,
+    an output without a batch axis, NaN) is left to the checks of the graph.
+
+    Args:
+        model: the original; only copies of it run.
+        traced: the size of each letter of its inputs.
+        progress: is told that the check runs.
+
+    Raises:
+        SourceError: the model has one of the two faults; the error names the likely cause in its code.
+    """
+    with progress.stage("check the model", "the same input twice, rows in other company"):
+        letter = batch_letter(model.inputs)
+        for batch in dict.fromkeys((ROWS, traced[letter])) if letter else (None,):
+            full, company = _material(model.inputs, traced, letter, batch)
+            observed = _observe(lambda: Trial(model), full, company)
+            if observed is not None:
+                _judge(model, full, company, observed)
+                return
+
+
+def _material(
+    inputs: Sequence[TensorSpec], traced: Mapping[str, int], letter: str | None, batch: int | None
+) -> tuple[Feeds, list[Company]]:
+    """The batch under test, and its rows in other company; for a fixed batch, only another input."""
+    sizes = dict(traced) if letter is None or batch is None else {**traced, letter: batch}
+    full, strangers = (random_inputs(inputs, sizes, seed=seed) for seed in (1, 2))
+    if letter is None or batch is None:
+        return full, [Company("another input", strangers, (), None)]
+
+    def of(feeds: Feeds, rows: tuple[int, ...]) -> Feeds:
+        found = {}
+        for spec in inputs:
+            array = feeds[spec.name]
+            for axis in (axis for axis, size in enumerate(spec.shape) if size == letter):
+                array = np.take(array, rows, axis)
+            found[spec.name] = array
+        return found
+
+    def among_strangers() -> Feeds:
+        found = {}
+        for spec in inputs:
+            axes = [axis for axis, size in enumerate(spec.shape) if size == letter]
+            array = np.array(strangers[spec.name] if axes else full[spec.name])
+            if axes:
+                first = (slice(None),) * axes[0] + (0,)
+                array[first] = full[spec.name][first]
+            found[spec.name] = array
+        return found
+
+    turned = (*range(1, batch), 0)
+    found = [Company("another input", strangers, (), batch), Company(ALONE, of(full, (0,)), (0,), 1)]
+    if batch > 2:
+        found.append(Company("in a batch of 2", of(full, (0, 1)), (0, 1), 2))
+    if batch > 1:
+        found.append(Company("in another order of the rows", of(full, turned), turned, batch))
+        found.append(Company("among other rows", among_strangers(), (0,), batch))
+    return full, found
+
+
+def _observe(new: Callable[[], Trial], full: Feeds, company: Sequence[Company]) -> Observed | None:
+    """Run everything; None where the model does not take the batch at all. Each run has other random numbers."""
+    fresh = new()
+    try:
+        first = fresh.run(full, seed=1)
+    except TrtshipError:
+        raise
+    except Exception:
+        return None
+    again = _repeated(fresh, full, seed=2)
+    del fresh
+    used = new()
+    others = {}
+    for seed, case in enumerate(company, 3):
+        try:
+            others[case.how] = used.run(case.feeds, seed=seed)
+        except Exception as error:
+            try:
+                new().run(case.feeds, seed=seed)
+            except Exception:
+                continue  # no other model takes it either
+            raise _fails_later(error) from error
+    alone = next(
+        (new().run(case.feeds, seed=100) for case in company if case.how in others and case.how == ALONE), None
+    )
+    return Observed(first, again, _repeated(used, full, seed=99), others, alone)
+
+
+def _repeated(trial: Trial, full: Feeds, *, seed: int) -> Outputs:
+    try:
+        return trial.run(full, seed=seed)
+    except Exception as error:
+        raise _fails_later(error) from error
+
+
+def _judge(model: LoadedModel, full: Feeds, company: Sequence[Company], observed: Observed) -> None:
+    """Raises SourceError for the first output that has a fault beyond rounding."""
+    checks: list[tuple[Callable[[Observed, int], float | None], Callable[[int], SourceError]]] = [
+        (lambda o, i: o.two_answers(i), lambda i: _two_answers(model, full, i, observed)),
+        (lambda o, i: (o.rows_apart(i, company) or (None,))[0], lambda i: _rows(model, full, company, i, observed)),
+    ]
+    noise: Outputs | None = None
+    wide: Observed | None = None
+    for difference, error in checks:
+        for index in range(len(observed.first)):
+            found = difference(observed, index)
+            if not found:
+                continue
+            if noise is None:
+                noise = Trial(model, moved=True).run(full, seed=1)
+            rounding = apart(observed.first[index], noise[index])
+            if rounding is not None and found <= ROUNDING_MARGIN * rounding:
+                continue
+            if wide is None:
+                wide = _observe(lambda: Trial(model, wide=True), full, company)
+            if wide is None:
+                continue  # a model that cannot run in float64: the check of its graph has to tell
+            remains = difference(wide, index)
+            if remains is not None and remains > REMAINS * found:
+                raise error(index)
+
+
+def apart(a: np.ndarray, b: np.ndarray) -> float | None:
+    """The largest ||a - b|| of a row over the largest ||a|| of one; None with NaN or Inf in either."""
+    if a.shape != b.shape:
+        return HUGE
+    if not a.size:
+        return 0.0
+    x, y = (np.asarray(v, np.float64).reshape(len(v) if v.ndim else 1, -1) for v in (a, b))
+    if not (np.isfinite(x).all() and np.isfinite(y).all()):
+        return None
+    difference, size = float(np.linalg.norm(x - y, axis=1).max()), float(np.linalg.norm(x, axis=1).max())
+    return difference / size if size else (HUGE if difference else 0.0)
+
+
+def _amount(difference: float) -> str:
+    return f"{difference:.2g} (relative L2)" if difference < HUGE else "more than its own size"
+
+
+def _two_answers(model: LoadedModel, full: Feeds, index: int, observed: Observed) -> SourceError:
+    cause = cause_of_two_answers(model, full)
+    again = apart(observed.first[index], observed.again[index])
+    when = "run twice on the same input" if again else "run on the same input before and after other inputs"
+    amount = _amount(observed.two_answers(index) or 0.0)
+    return SourceError(
+        TWO_WAYS, why=f"its output {model.outputs[index]} differs by {amount} when {when}; {cause.why}", do=cause.do
+    )
+
+
+def _fails_later(error: Exception) -> SourceError:
+    text = str(error).strip().splitlines()
+    return SourceError(
+        TWO_WAYS,
+        why="after a run on other inputs it fails on one that it takes at first: "
+        f"{type(error).__name__}: {text[0] if text else 'no message'}",
+        do="let its forward keep nothing of a call for the next one (a cache, a mask of the first batch's size)",
+    )
+
+
+def _rows(model: LoadedModel, full: Feeds, company: Sequence[Company], index: int, observed: Observed) -> SourceError:
+    difference, how = observed.rows_apart(index, company) or (0.0, "")
+    alone = next(case.feeds for case in company if case.how == ALONE)
+    cause = cause_of_rows(model, alone, full, max(len(case.rows) for case in company))
+    return SourceError(
+        ROWS_DEPEND,
+        why=f"in PyTorch itself, a row of its output {model.outputs[index]} is another one {how}: it differs by "
+        f"{_amount(difference)}; {cause.why}",
+        do=cause.do,
+    )
+
+
+TWO_WAYS = "the model answers the same input in two ways"
+ROWS_DEPEND = "the rows of a batch depend on each other in the original model"
