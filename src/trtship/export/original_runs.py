@@ -36,6 +36,8 @@ class Operation(NamedTuple):
 class Trial:
     """A private copy of the original that keeps what its code stores between runs.
 
+    `drew` is whether its last run drew random numbers, torch's (on the CPU), numpy's or Python's.
+
     Args:
         model: the original.
         wide: compute in float64, also where the model's code says float32.
@@ -45,6 +47,7 @@ class Trial:
     def __init__(self, model: LoadedModel, *, wide: bool = False, moved: bool = False) -> None:
         self.torch = torch = need("torch", purpose="running a PyTorch model")
         self._inputs, self._wide, self._moved = model.inputs, wide, moved
+        self.drew = False
         self.module = set_to_infer(copy_module(model.module))
         if wide:
             widen(self.module)
@@ -70,7 +73,9 @@ class Trial:
                 tensors = [self._move(t) for t in tensors]
             for mode in modes:
                 around.enter_context(mode)
+            before = _generators(torch)
             outputs = run_module(self.module, tensors)
+            self.drew = _generators(torch) != before
         plain = [torch.view_as_real(o.resolve_conj()) if o.is_complex() else o for o in outputs]
         return [o.double().numpy() if o.is_floating_point() else o.numpy() for o in plain]
 
@@ -106,18 +111,22 @@ class _NumbersOfOthers:
         self._found = found
 
     def __enter__(self) -> None:
-        self._numpy, self._python = _numpy_state(), random.getstate()
+        self._before = _others()
 
     def __exit__(self, *_: object) -> None:
-        if _numpy_state() != self._numpy:
-            self._found.append(Operation("numpy.random", ""))
-        if random.getstate() != self._python:
-            self._found.append(Operation("random", ""))
+        names = ("numpy.random", "random")
+        changed = [a != b for a, b in zip(_others(), self._before, strict=True)]
+        self._found += [Operation(name, "") for name, was in zip(names, changed, strict=True) if was]
 
 
-def _numpy_state() -> tuple[bytes, int]:
+def _generators(torch: Any) -> tuple[object, ...]:
+    return torch.get_rng_state().numpy().tobytes(), *_others()
+
+
+def _others() -> tuple[object, object]:
+    """The states of numpy's and of Python's random numbers."""
     state: Any = np.random.get_state()
-    return state[1].tobytes(), int(state[2])
+    return (state[1].tobytes(), *state[2:]), random.getstate()
 
 
 def first_apart(trial: Trial, alone: Feeds, batch: Feeds, rows: int) -> Operation | None:
