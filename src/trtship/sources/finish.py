@@ -52,6 +52,7 @@ def finish(
     """
     collected = [*notes]
     module = _not_compiled(module)
+    _check_weights(source, module)
     if keywords is None:
         inputs, keywords, more = order_inputs(module, inputs)
         collected += more
@@ -86,6 +87,20 @@ def _not_compiled(module: torch.nn.Module) -> torch.nn.Module:
     return inner if compiled and isinstance(inner, torch.nn.Module) else module
 
 
+def _check_weights(source: str, module: torch.nn.Module) -> None:
+    """Raises SourceError for lazy modules that have not run, and for parameters on the meta device."""
+    import torch
+
+    named = [*module.named_parameters(), *module.named_buffers()]
+    empty = [name for name, tensor in named if torch.nn.parameter.is_lazy(tensor) or tensor.is_meta]
+    if empty:
+        raise SourceError(
+            f"{source} has no weights in {empty[0]}",
+            why="the tensor has no values yet (a lazy module that has not run, or the meta device)",
+            do="run the model once in its factory, or load its weights there",
+        )
+
+
 def _first_run(
     module: torch.nn.Module, keywords: tuple[str, ...] | None, inputs: tuple[TensorSpec, ...]
 ) -> tuple[torch.nn.Module, object, list[str]]:
@@ -112,9 +127,8 @@ def _first_run(
         except SpecError as error:
             failure = failure or error
             continue
-        lazy = any(torch.nn.parameter.is_lazy(t) for t in (*module.parameters(), *module.buffers()))
         note = f"model: {' and '.join(half)} parameters widened to float32, in which the reference computes too"
-        return trial if lazy else _private(module, widened=widened), result, [note] if widened else []
+        return _private(module, widened=widened), result, [note] if widened else []
     raise _with_dtypes(failure, found, inputs)
 
 
