@@ -100,7 +100,7 @@ def test_a_half_module_is_widened_to_float32_and_a_note_says_so(dtype: torch.dty
     assert "widened to float32" in loaded.notes[0]
     given = X.to(getattr(torch, declared[1:])) if declared else X
     plain = Net().float()
-    plain.load_state_dict({name: value.float() for name, value in module.state_dict().items()}, strict=False)
+    plain.load_state_dict({name: value.float() for name, value in module.state_dict().items() if name != "phase"})
     with torch.no_grad():
         assert torch.equal(loaded.module(given), plain.eval()(given.float()))
     assert loaded.module.module.phase.imag.abs().max() > 0

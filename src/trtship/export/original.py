@@ -16,7 +16,7 @@ import numpy as np
 
 from trtship.errors import SourceError, TrtshipError
 from trtship.export.original_causes import cause_of_rows, cause_of_two_answers
-from trtship.export.original_runs import Feeds, Trial
+from trtship.export.original_runs import Feeds, Place, Trial
 from trtship.measure import HUGE, random_inputs
 from trtship.progress import SILENT, Progress
 from trtship.sources import LoadedModel
@@ -290,8 +290,11 @@ def _rows(
     model: LoadedModel, full: Feeds, company: Sequence[Company], index: int, row: tuple[float, str]
 ) -> SourceError:
     difference, how = row
-    alone = next(case.feeds for case in company if case.how == ALONE)
-    cause = cause_of_rows(model, alone, full, max(len(case.rows) for case in company))
+    batch = max(case.size or 1 for case in company)
+    case = next(case for case in company if case.how == how)
+    pairs = zip(case.places, case.rows, strict=True)
+    places = [(Place(case.feeds, case.size or 1, at), Place(full, batch, row)) for at, row in pairs]
+    cause = cause_of_rows(model, places)
     return SourceError(
         ROWS_DEPEND,
         why=f"in PyTorch itself, a row of its output {model.outputs[index]} is another one {how}: it differs by "

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from trtship.export.original_runs import Feeds, Operation, Trial, first_apart, random_operations
+from trtship.export.original_runs import Feeds, Operation, Place, Trial, first_apart, random_operations
 from trtship.sources import LoadedModel
 
 SHOWN = 3
@@ -54,8 +55,9 @@ def cause_of_two_answers(model: LoadedModel, feeds: Feeds) -> Cause:
     )
 
 
-def cause_of_rows(model: LoadedModel, alone: Feeds, batch: Feeds, rows: int) -> Cause:
-    """A normalization that uses the batch's statistics, or the first operation whose row differs."""
+def cause_of_rows(model: LoadedModel, places: Sequence[tuple[Place, Place]]) -> Cause:
+    """A normalization that uses the batch's statistics, or the first operation whose result differs for the same row at
+    two places."""
     norms = norms_over_batch(model.module)
     if norms:
         return Cause(
@@ -63,10 +65,9 @@ def cause_of_rows(model: LoadedModel, alone: Feeds, batch: Feeds, rows: int) -> 
             "use running statistics (track_running_stats=True, and eval mode), or a norm within each row",
         )
     found = None
-    try:
-        found = first_apart(Trial(model, wide=True), alone, batch, rows)
-    except Exception:  # only the place is lost
-        found = None
+    for one, other in places:
+        with contextlib.suppress(Exception):  # only the operation's name is lost
+            found = found or first_apart(Trial(model, wide=True), one, other)
     place = f"the first such result is that of {_operations([found])}" if found else "its place was not found"
     return Cause(
         f"{place}; look for a mean, norm, softmax or sort over axis 0, or a reshape that mixes rows",

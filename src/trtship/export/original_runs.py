@@ -9,6 +9,7 @@ import random
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -26,7 +27,7 @@ Feeds = Mapping[str, np.ndarray]
 
 class Operation(NamedTuple):
     """One call into torch: its name, the line of the model's code that it is from (`net.py:12`, or empty), and the
-    result's first row in two numbers, its norm and its sum (None without rows)."""
+    result for a row as its shape, norm and sum (None without rows)."""
 
     name: str
     line: str
@@ -129,11 +130,19 @@ def _others() -> tuple[object, object]:
     return (state[1].tobytes(), *state[2:]), random.getstate()
 
 
-def first_apart(trial: Trial, alone: Feeds, batch: Feeds, rows: int) -> Operation | None:
-    """The first operation whose result for row 0 is another one in a batch of `rows` than alone; None where the two
+@dataclass(frozen=True)
+class Place:
+    """A row of a batch of `size`."""
+
+    feeds: Feeds
+    size: int
+    row: int
+
+
+def first_apart(trial: Trial, one: Place, other: Place) -> Operation | None:
+    """The first operation whose result for a row is another one at another place, in another batch; None where the two
     runs cannot be compared. `trial` computes in float64."""
-    one, many = _operations(trial, alone, 1), _operations(trial, batch, rows)
-    for a, b in zip(one, many, strict=False):
+    for a, b in zip(_operations(trial, one), _operations(trial, other), strict=False):
         if (a.name, a.line) != (b.name, b.line):
             return None
         if a.row is None or b.row is None or a.row[0] != b.row[0]:
@@ -148,7 +157,7 @@ ROW_CHANGED = 2.0**-26
 """Relative to a row's norm: float32's rounding, which no float64 run comes near to."""
 
 
-def _operations(trial: Trial, feeds: Feeds, rows: int) -> list[Operation]:
+def _operations(trial: Trial, place: Place) -> list[Operation]:
     torch = trial.torch
     found: list[Operation] = []
 
@@ -158,18 +167,19 @@ def _operations(trial: Trial, feeds: Feeds, rows: int) -> list[Operation]:
             tensor = result[0] if isinstance(result, tuple | list) and result else result
             if isinstance(tensor, torch.Tensor) and tensor.is_floating_point():
                 name = getattr(func, "__name__", "").strip("_")
-                found.append(Operation(name, _place(sys._getframe(1))[0], _row(tensor, rows)))
+                found.append(Operation(name, _place(sys._getframe(1))[0], _row(tensor, place)))
             return result
 
-    trial.run(feeds, seed=0, modes=[Watch()])
+    trial.run(place.feeds, seed=0, modes=[Watch()])
     return found
 
 
-def _row(result: Any, rows: int) -> tuple[tuple[int, ...], float, float] | None:
-    """Shape, norm and sum of what belongs to row 0, where the first axis is the batch, or the batch times others."""
-    if not result.ndim or not result.shape[0] or result.shape[0] % rows:
+def _row(result: Any, place: Place) -> tuple[tuple[int, ...], float, float] | None:
+    """Shape, norm and sum of the row's part, where the first axis is the batch, or the batch times others."""
+    if not result.ndim or not result.shape[0] or result.shape[0] % place.size:
         return None
-    part = result[: result.shape[0] // rows].detach().double()
+    rows = result.shape[0] // place.size
+    part = result[place.row * rows : (place.row + 1) * rows].detach().double()
     return tuple(part.shape), float(part.norm()), float(part.sum())
 
 
