@@ -135,7 +135,7 @@ def test_half_and_float32_parameters_that_run_together_stay_as_they_are() -> Non
 def test_half_and_float32_parameters_that_do_not_run_together_are_widened() -> None:
     loaded = load(nn.Sequential(nn.Linear(4, 4).half(), nn.LayerNorm(4)))
     assert dtypes(loaded.module) == {"float32"}
-    assert "float16 parameters widened" in loaded.notes[0]
+    assert "float16 parameters are widened" in loaded.notes[0]
 
 
 def test_a_float64_module_is_not_narrowed_but_refused_for_a_float32_input() -> None:

@@ -127,7 +127,7 @@ def _first_run(
         except SpecError as error:
             failure = failure or error
             continue
-        note = f"model: {' and '.join(half)} parameters widened to float32, in which the reference computes too"
+        note = f"model: {' and '.join(half)} parameters are widened to float32, in which the reference computes"
         return _private(module, widened=widened), result, [note] if widened else []
     raise _with_dtypes(failure, found, inputs)
 
