@@ -217,7 +217,9 @@ def test_weights_beyond_half_precision_in_the_head_are_what_they_are(source: str
 
 @pytest.mark.parametrize("exporter", [None, "dynamo", "torchscript"])
 def test_a_frozen_batch_that_cannot_be_mended_never_becomes_a_bundle(exporter: str | None, tmp_path: Path) -> None:
-    (tmp_path / "frozen.py").write_text(FROZEN.replace(".sum(2)", ".sum(2) * int(rows.shape[0] / 4)"))
+    (tmp_path / "frozen.py").write_text(
+        FROZEN.replace(".sum(2)", ".sum(2) * int(rows.shape[0] / 4) / x.new_ones(len(x)).sum()")
+    )
     with pytest.raises(ExportMismatchError):
         deploy(f"{tmp_path / 'frozen.py'}:frozen", tmp_path, exporter=exporter)
     assert not (tmp_path / "out").exists()

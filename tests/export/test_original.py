@@ -149,7 +149,7 @@ DEPENDENT: dict[str, tuple[nn.Module, str]] = {
     "sort": (Net(lambda net, x: x.sort(0).values), "sort in test_original.py"),
     "neighbour": (Net(lambda net, x: torch.roll(x, 1, 0)), "roll in test_original.py"),
     "place": (Net(lambda net, x: x * torch.arange(1, len(x) + 1)[:, None]), "mul in test_original.py"),
-    "size": (Net(lambda net, x: x * len(x)), "mul in test_original.py"),
+    "size": (Net(lambda net, x: x * len(x)), "only the number of rows matters"),
     "a little": (Net(lambda net, x: x + 1e-3 * x.mean(0)), "add in test_original.py"),
 }
 

@@ -15,7 +15,7 @@ from functools import cached_property
 import numpy as np
 
 from trtship.errors import SourceError, TrtshipError
-from trtship.export.original_causes import cause_of_rows, cause_of_two_answers
+from trtship.export.original_causes import Cause, cause_of_rows, cause_of_two_answers
 from trtship.export.original_runs import Feeds, Place, Trial
 from trtship.measure import HUGE, random_inputs
 from trtship.progress import SILENT, Progress
@@ -62,14 +62,18 @@ class Observed:
         found = [apart(a[index], b[index]) for a, b in self.repeats]
         return None if None in found else max(f for f in found if f is not None)
 
-    def rows_apart(self, index: int, company: Sequence[Company]) -> tuple[float, str] | None:
-        """The largest difference of a row in other company, and which; None where the output has no batch axis."""
+    def rows_apart(self, index: int, company: Sequence[Company]) -> list[tuple[float, Company]]:
+        """How far rows of an output are apart in each other company; empty where the output has no batch axis."""
         cases = [case for case in company if case.how in self.others]
         axis = self._batch_axis(index, cases)
         if axis is None:
-            return None
-        found = [(self._row_apart(index, case, axis), case.how) for case in cases if case.rows]
-        return max(((difference, how) for difference, how in found if difference is not None), default=None)
+            return []
+        found = [(self._row_apart(index, case, axis), case) for case in cases if case.rows]
+        return [(difference, case) for difference, case in found if difference is not None]
+
+    def most_apart(self, index: int, company: Sequence[Company]) -> float | None:
+        """The largest of `rows_apart`."""
+        return max((difference for difference, _ in self.rows_apart(index, company)), default=None)
 
     def _row_apart(self, index: int, case: Company, axis: int) -> float | None:
         wanted = np.take(self.first[index], case.rows, axis)
@@ -89,7 +93,7 @@ class Observed:
         return axes[0] if len(axes) == 1 and len(sizes) > 1 else None
 
 
-ALONE = "alone"
+ALONE = "it is alone"
 
 
 def check_original(model: LoadedModel, *, traced: Mapping[str, int], progress: Progress = SILENT) -> None:
@@ -148,12 +152,12 @@ def _material(
     every = tuple(range(batch))
     turned = (*every[1:], 0)
     found = [
-        Company("among other rows", behind_strangers(), (0,), (batch - 1,), batch),
+        Company("the other rows change", behind_strangers(), (0,), (batch - 1,), batch),
         Company(ALONE, of(full, (0,)), (0,), (0,), 1),
-        Company("in another order of the rows", of(full, turned), turned, every, batch),
+        Company("the rows are in another order", of(full, turned), turned, every, batch),
     ]
     if batch > 2:
-        found.append(Company("in a batch of 2", of(full, (0, 1)), (0, 1), (0, 1), 2))
+        found.append(Company("the batch has 2 rows", of(full, (0, 1)), (0, 1), (0, 1), 2))
     return full, found
 
 
@@ -202,9 +206,9 @@ def _judge(model: LoadedModel, full: Feeds, company: Sequence[Company], observed
         if found and rounding.remains(found, index, lambda o, i: o.two_answers(i), sums_differ=False):
             raise _two_answers(model, full, index, observed)
     for index in range(len(observed.first)):
-        row = observed.rows_apart(index, company)
-        if row and row[0] and rounding.remains(row[0], index, lambda o, i: (o.rows_apart(i, company) or (None,))[0]):
-            raise _rows(model, full, company, index, row)
+        found = observed.most_apart(index, company)
+        if found and rounding.remains(found, index, lambda o, i: o.most_apart(i, company)):
+            raise _rows(model, full, company, index, observed)
 
 
 class _Rounding:
@@ -286,19 +290,23 @@ def _fails_later(error: Exception) -> SourceError:
     )
 
 
-def _rows(
-    model: LoadedModel, full: Feeds, company: Sequence[Company], index: int, row: tuple[float, str]
-) -> SourceError:
-    difference, how = row
+def _rows(model: LoadedModel, full: Feeds, company: Sequence[Company], index: int, observed: Observed) -> SourceError:
+    found = observed.rows_apart(index, company)
+    difference, case = max(found, key=lambda item: item[0])
     batch = max(case.size or 1 for case in company)
-    case = next(case for case in company if case.how == how)
-    pairs = zip(case.places, case.rows, strict=True)
-    places = [(Place(case.feeds, case.size or 1, at), Place(full, batch, row)) for at, row in pairs]
-    cause = cause_of_rows(model, places)
+    of_one_size = max((apart_by for apart_by, other in found if other.size == batch), default=difference)
+    if of_one_size > REMAINS * difference:
+        pairs = zip(case.places, case.rows, strict=True)
+        places = [(Place(case.feeds, case.size or 1, at), Place(full, batch, row)) for at, row in pairs]
+        cause = cause_of_rows(model, places)
+    else:
+        cause = Cause(
+            "only the number of rows matters, not what is in the others", "use no len(x) or x.shape[0] as a factor"
+        )
     return SourceError(
         ROWS_DEPEND,
-        why=f"in PyTorch itself, a row of its output {model.outputs[index]} is another one {how}: it differs by "
-        f"{_amount(difference)}; {cause.why}",
+        why=f"in PyTorch itself, a row of its output {model.outputs[index]} changes by {_amount(difference)} when "
+        f"{case.how}; {cause.why}",
         do=cause.do,
     )
 
