@@ -31,6 +31,18 @@ def cause_of_two_answers(model: LoadedModel, feeds: Feeds) -> Cause:
             f"in eval mode {_listed(active)} still drops at random: its training flag is set",
             "do not override train() or set .training for it, and do not call .train() in forward",
         )
+    found = None
+    with contextlib.suppress(Exception):  # what cannot be watched is reported without its cause
+        found = _random_numbers(model, feeds) or _state_kept(model, feeds)
+    if found is not None:
+        return found
+    return Cause(
+        "no random numbers and no change of the module were seen",
+        "look for global variables, files or a clock that its forward reads",
+    )
+
+
+def _random_numbers(model: LoadedModel, feeds: Feeds) -> Cause | None:
     drawn = random_operations(Trial(model), feeds) if _random_numbers_matter(model, feeds) else []
     dropout = [op for op in drawn if "dropout" in op.name]
     if dropout:
@@ -43,15 +55,16 @@ def cause_of_two_answers(model: LoadedModel, feeds: Feeds) -> Cause:
             f"{_operations(drawn)} draws random numbers",
             "make the random numbers an input of the model, or a buffer that is drawn once",
         )
+    return None
+
+
+def _state_kept(model: LoadedModel, feeds: Feeds) -> Cause | None:
     changed = changed_by_run(model, feeds)
-    if changed:
-        return Cause(
-            f"a run changes {_listed(changed)} of the module, and the next run reads it",
-            "let its forward keep nothing for the next call: pass such state in and return it",
-        )
+    if not changed:
+        return None
     return Cause(
-        "no random numbers and no change of the module were seen",
-        "look for global variables, files or a clock that its forward reads",
+        f"a run changes {_listed(changed)} of the module, and the next run reads it",
+        "let its forward keep nothing for the next call: pass such state in and return it",
     )
 
 
