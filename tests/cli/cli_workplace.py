@@ -37,7 +37,8 @@ class Small(torch.nn.Module):
 
 class Frozen(Small):
     def forward(self, x):
-        return super().forward(x.reshape(int(x.shape[0]), 1, 8, 8) * int(x.shape[0]))
+        share = int(x.shape[0]) / x.new_ones(x.shape[0]).sum()
+        return super().forward(x.reshape(int(x.shape[0]), 1, 8, 8) * share)
 
 def small():
     torch.manual_seed(0)

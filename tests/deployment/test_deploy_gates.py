@@ -18,7 +18,7 @@ from trtship.bundle.bundle import Bundle
 from trtship.bundle.debug import debug_bundle
 from trtship.deployment import failed, job
 from trtship.deployment.stages import plan, precision
-from trtship.errors import BuildError, ExportMismatchError, GateError, OutputError, SpecError
+from trtship.errors import BuildError, ExportMismatchError, GateError, OutputError, SourceError, SpecError
 from trtship.spec import as_plain
 
 FROZEN = """
@@ -215,10 +215,22 @@ def test_weights_beyond_half_precision_in_the_head_are_what_they_are(source: str
     assert {v.state for v in found.verdicts} <= {"passed", "not run"}
 
 
-@pytest.mark.parametrize("exporter", [None, "dynamo", "torchscript"])
-def test_a_frozen_batch_that_cannot_be_mended_never_becomes_a_bundle(exporter: str | None, tmp_path: Path) -> None:
-    (tmp_path / "frozen.py").write_text(FROZEN.replace(".sum(2)", ".sum(2) * int(rows.shape[0] / 4)"))
+def test_a_frozen_batch_that_cannot_be_mended_never_becomes_a_bundle(tmp_path: Path) -> None:
+    """Each row is divided by its number as it is traced, and multiplied by it as it is: by 1, in PyTorch."""
+    numbers = "torch.tensor([[1.0 + i] for i in range(int(rows.shape[0] / 4))])"
+    ones = f"{numbers} / torch.arange(1, x.shape[0] + 1)[:, None]"
+    (tmp_path / "frozen.py").write_text(FROZEN.replace(".sum(2)", f".sum(2) * ({ones})"))
     with pytest.raises(ExportMismatchError):
+        deploy(f"{tmp_path / 'frozen.py'}:frozen", tmp_path, exporter="torchscript")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("exporter", [None, "dynamo", "torchscript"])
+def test_a_model_whose_rows_depend_on_the_batch_is_told_before_any_exporter_runs(
+    exporter: str | None, tmp_path: Path
+) -> None:
+    (tmp_path / "frozen.py").write_text(FROZEN.replace(".sum(2)", ".sum(2) * int(rows.shape[0] / 4)"))
+    with pytest.raises(SourceError, match="only the number of rows matters"):
         deploy(f"{tmp_path / 'frozen.py'}:frozen", tmp_path, exporter=exporter)
     assert not (tmp_path / "out").exists()
 

@@ -51,7 +51,7 @@ def two():
 
 class Counts(Swin):
     def forward(self, x):
-        return super().forward(x) * int(x.shape[0] / 1)
+        return super().forward(x) * int(x.shape[0] / 1) / x.new_ones(x.shape[0]).sum()
 
 def counts():
     torch.manual_seed(0)

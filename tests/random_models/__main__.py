@@ -25,6 +25,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: each worker has a core
 
 from judge_models import FINDINGS, Outcome, judge
+
 from trtship.deployment.options import versions
 
 

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import copy
+import random
 import warnings
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -48,18 +51,19 @@ def test_a_callers_array_is_not_written_to() -> None:
     np.testing.assert_array_equal(x, X)
 
 
-def test_it_computes_in_the_type_asked_for_and_gives_the_type_of_the_specs() -> None:
+def test_float64_is_computed_in_a_widened_copy_and_given_as_the_specs_say() -> None:
     torch.manual_seed(0)
     linear = torch.nn.Linear(4, 4)
-    exact = linear.double()(torch.from_numpy(X).double()).detach().numpy()
-    errors = {}
-    for dtype in ("float64", "float32", "bfloat16"):
-        with session(linear, dtype=dtype) as one:
-            found = one.infer({"x": X})["y"]
-            assert found.dtype == np.float32
-            assert dtype in one.runtime
-        errors[dtype] = float(np.abs(found - exact).max())
-    assert errors["float64"] <= errors["float32"] < 1e-6 < 1e-4 < errors["bfloat16"]
+    exact = copy.deepcopy(linear).double()(torch.from_numpy(X).double()).detach().numpy()
+    wide = (TensorSpec(name="y", shape=("B", 4), dtype="float64"),)
+    with TorchSession(linear, inputs=INPUTS, outputs=wide, dtype="float64") as one:
+        np.testing.assert_array_equal(one.infer({"x": X})["y"], exact)
+        assert "float64" in one.runtime
+    with session(linear) as one:
+        found = one.infer({"x": X})["y"]
+        assert found.dtype == np.float32
+        assert "float32" in one.runtime
+    assert 0 < np.abs(found - exact).max() < 1e-6
 
 
 PRECISIONS = ("highest", "high", "medium")
@@ -118,3 +122,91 @@ def test_a_closed_session_is_refused() -> None:
     relu.close()
     with pytest.raises(InputError, match="closed"):
         relu.infer({"x": X})
+
+
+class Untidy(torch.nn.Module):
+    """Writes to its input, its buffers and attributes, draws random numbers and changes what the process goes by."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear = torch.nn.Linear(4, 4)
+        self.norm = torch.nn.BatchNorm1d(4)
+        self.register_buffer("phase", torch.polar(torch.ones(4), torch.arange(4.0)))
+        self.register_buffer("origin", torch.tensor([1e8 + 1.0], dtype=torch.float64))
+        self.register_buffer("last", torch.zeros(4))
+        self.calls, self.cache = 0, {}
+        self.linear.register_forward_hook(lambda module, inputs, output: output + 0)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x.mul_(2)
+        self.calls += 1
+        self.cache[self.calls] = x
+        self.last.copy_(x[0])
+        torch.rand(1), np.random.rand(), random.random()
+        torch.set_default_dtype(torch.float64)
+        y = self.norm(self.linear(x))
+        return (y * self.phase).abs() + ((y.double() + self.origin) - 1e8).float()
+
+
+def everything(module: torch.nn.Module) -> dict[str, Any]:
+    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    parts = dict(module.named_modules())
+    return {
+        "tensors": {n: (t.dtype, t.device, t.requires_grad, t.data_ptr(), t.tolist()) for n, t in tensors.items()},
+        "training": {name: part.training for name, part in parts.items()},
+        "hooks": {name: dict(part._forward_hooks) for name, part in parts.items()},
+        "others": (module.calls, dict(module.cache)),
+        "process": (torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate()),
+        "default": (torch.get_default_dtype(), torch.is_grad_enabled()),
+    }
+
+
+@pytest.mark.parametrize("dtype", [None, "float64"])
+def test_nothing_of_the_users_module_nor_of_the_process_changes(dtype: Literal["float64"] | None) -> None:
+    module, feeds = Untidy().train(), {"x": X.copy()}
+    before = everything(module)
+    with TorchSession(module, inputs=INPUTS, outputs=OUTPUTS, dtype=dtype) as one:
+        first = one.infer(feeds)["y"]
+        np.testing.assert_array_equal(one.infer(feeds)["y"], first)
+        tensor = torch.from_numpy(X.copy())
+        np.testing.assert_array_equal(one.infer({"x": tensor})["y"].numpy(), first)
+    assert everything(module) == before
+    np.testing.assert_array_equal(feeds["x"], X)
+    np.testing.assert_array_equal(tensor.numpy(), X)
+
+
+def test_complex_and_float64_buffers_are_computed_with_as_they_are() -> None:
+    module = Untidy()
+    with torch.no_grad():
+        expected = copy.deepcopy(module).eval()(torch.from_numpy(X.copy()))
+    torch.set_default_dtype(torch.float32)  # the module sets another
+    with session(module) as one:
+        np.testing.assert_array_equal(one.infer({"x": X})["y"], expected.numpy())
+        assert "float32 and complex64 and float64" in one.runtime
+
+
+def test_an_output_that_is_a_buffer_is_not_written_to_by_the_next_run() -> None:
+    class Last(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("last", torch.zeros(3, 4))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.last.copy_(x)
+
+    with session(Last()) as last:
+        first = last.infer({"x": X})["y"]
+        last.infer({"x": X + 1})
+    np.testing.assert_array_equal(first, X)
+
+
+def test_a_forward_that_needs_gradients_gets_them() -> None:
+    class Slope(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            with torch.enable_grad():
+                x = x.detach().requires_grad_()
+                return torch.autograd.grad((x**2).sum(), x)[0]
+
+    with session(Slope()) as slope:
+        np.testing.assert_array_equal(slope.infer({"x": X})["y"], 2 * X)

@@ -177,11 +177,11 @@ def test_a_dynamic_size_other_than_the_batch_is_tried(load):
     assert load(forward("ids", "ids.view(-1, 16)"), "ids=L:int64").outputs == ("logits",)
 
 
-def test_half_precision_is_cast_and_said(load):
+def test_half_precision_is_widened_and_said(load):
     code = LINEAR.replace("return Net(**kwargs)", "return Net(**kwargs).half()")
     model = load(code, "image=Bx3x2x2")
     assert model.module(torch.zeros(2, 3, 2, 2)).dtype == torch.float32
-    assert model.notes == ("model: cast float16 parameters to float32",)
+    assert model.notes == ("model: float16 parameters are widened to float32, in which the reference computes",)
 
 
 @pytest.mark.parametrize(

@@ -233,7 +233,7 @@ def test_the_same_network_is_no_network_for_fp16_and_that_is_said(tmp_path: Path
 
 def test_a_large_gain_hides_no_bug_of_the_export(tmp_path: Path) -> None:
     frozen = GAIN.replace("self.second(torch", "input.shape[0] * self.second(torch").replace(
-        "input.shape[0] *", "float(int(input.shape[0])) *"
+        "input.shape[0] *", "float(int(input.shape[0])) / input.new_ones(input.shape[0]).sum() *"
     )
     (tmp_path / "gain.py").write_text(frozen)
     with pytest.raises(ExportMismatchError):

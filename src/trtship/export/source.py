@@ -8,7 +8,8 @@ from pathlib import Path
 from trtship.errors import SpecError
 from trtship.export.graph import adopt_graph
 from trtship.export.mend import Thaw
-from trtship.export.onnx import EXPORTERS, Exporter, ExportReport, check_opset, onnx_from_torch
+from trtship.export.onnx import EXPORTERS, Exporter, ExportReport, check_opset, onnx_from_torch, traced_sizes
+from trtship.export.original import check_original
 from trtship.files import draft_beside, refuse_to_replace
 from trtship.progress import SILENT, Progress
 from trtship.sources import LoadedGraph, LoadedModel, SourceOptions, resolve
@@ -27,7 +28,7 @@ def graph_from_source(
 ) -> ExportReport:
     """Write a loaded source's graph to `target`, checked; `thaw` mends a batch that became a constant.
 
-    Raises as `onnx_from_torch` and `adopt_graph` do.
+    Raises as `check_original`, `onnx_from_torch` and `adopt_graph` do.
     """
     if isinstance(model, LoadedGraph):
         if opset is not None or exporter is not None:
@@ -37,6 +38,7 @@ def graph_from_source(
                 do="leave them away",
             )
         return adopt_graph(model, target, ranges=ranges, thaw=thaw, progress=progress)
+    check_original(model, traced=traced_sizes(model.inputs, ranges), progress=progress)
     return onnx_from_torch(
         model.module,
         target,

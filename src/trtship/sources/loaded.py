@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 class LoadedModel:
     """A module that takes `inputs` by position and returns one tensor, or a tuple of them, named `outputs`.
 
-    It is in eval mode, on the CPU, its floating-point parameters float32 and without gradients. It has run once, on
-    zeros, with batch 2. `facts` are what else determines it: versions, and hashes of the user's own code.
+    It is a private copy: in eval mode, on the CPU, without gradients, with the dtypes that the user gave it. Only where
+    all its parameters are float16 or bfloat16 these are float32 here, which changes no value, and `notes` say so. It
+    has never run: what named its outputs was a run of another copy. `facts` are what else determines it: versions, and
+    hashes of the user's own code.
     """
 
     source: str

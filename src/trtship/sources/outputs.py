@@ -68,12 +68,18 @@ def is_flat(result: object) -> bool:
     )
 
 
-def tensors_in_tensors_out(module: torch.nn.Module, keywords: tuple[str, ...] | None) -> torch.nn.Module:
-    """`module` behind a forward that takes tensors by position and returns one, or a tuple of them.
+def tensors_in_tensors_out(
+    module: torch.nn.Module, keywords: tuple[str, ...] | None, *, single: bool = False
+) -> torch.nn.Module:
+    """Return `module` behind a forward that takes tensors by position and returns one, or a tuple of them.
 
-    With `keywords`, the tensors are passed to `module` under these names.
+    Args:
+        module: the model, in the mode in which it is to run.
+        keywords: the names under which `module` takes the tensors; None for by position.
+        single: convert float16 and bfloat16 inputs to float32 first.
     """
-    wrapped: torch.nn.Module = _wrapper()(module, keywords)
+    wrapped: torch.nn.Module = _wrapper()(module, keywords, single)
+    wrapped.training = False  # not eval(), which programs of torch.export refuse
     return wrapped
 
 
@@ -83,12 +89,15 @@ def _wrapper() -> Any:
     import torch
 
     class TensorsInTensorsOut(torch.nn.Module):
-        def __init__(self, module: torch.nn.Module, keywords: tuple[str, ...] | None) -> None:
+        def __init__(self, module: torch.nn.Module, keywords: tuple[str, ...] | None, single: bool) -> None:
             super().__init__()
             self.module = module
             self.keywords = keywords
+            self.single = single
 
         def forward(self, *tensors: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
+            if self.single:
+                tensors = tuple(t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for t in tensors)
             if self.keywords is None:
                 result = self.module(*tensors)
             else:

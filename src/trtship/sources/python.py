@@ -22,6 +22,7 @@ from trtship.errors import SourceError, SpecError, TrtshipError
 from trtship.needs import need
 from trtship.preprocess import Preprocess
 from trtship.progress import SILENT, Progress
+from trtship.session.module_copy import copy_module
 from trtship.sources.base import Source
 from trtship.sources.factory_code import code_beside, facts_about, module_from_file
 from trtship.sources.finish import finish
@@ -72,6 +73,8 @@ class PythonSource(Source):
         torch = need("torch", purpose=f"loading {self.name}")
         with progress.stage("load", options.source), code_beside(self.file.resolve()) as imported:
             code, module = self._call(torch, options)
+            if isinstance(module, torch.export.ExportedProgram):
+                module = module.module()
             if not isinstance(module, torch.nn.Module):
                 raise SourceError(
                     f"{self.name} returned no model",
@@ -81,6 +84,8 @@ class PythonSource(Source):
             inputs = options.inputs or _own_inputs(module)
             if not inputs:
                 raise no_inputs(self.name, required_names(module))
+            if options.checkpoint:
+                module = copy_module(module)  # the factory may return a module that it keeps
             notes = self.load_weights(module, options)
             return finish(
                 options.source,

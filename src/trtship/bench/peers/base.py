@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 import msgspec
 
+from trtship.session.module_copy import convert, copy_module
 from trtship.spec import Precision, Record, TensorSpec
 
 
@@ -101,6 +102,13 @@ def low_dtype(precision: Precision) -> Any:
 def low_specs(specs: tuple[TensorSpec, ...], precision: Precision) -> tuple[TensorSpec, ...]:
     """The same tensors in the precision's own type."""
     return tuple(msgspec.structs.replace(s, dtype=precision.graph_dtype) if s.dtype == "float32" else s for s in specs)
+
+
+def low_copy(module: Any, dtype: Any, *, device: str = "cpu") -> Any:
+    """A private copy of the module on `device`, its float32 tensors in `dtype`; float64 and complex ones stay."""
+    import torch
+
+    return convert(copy_module(module).to(device), {torch.float32: dtype})
 
 
 def on_device(task: Task, *, dtype: Any, channels_last: bool = False) -> dict[str, Any]:

@@ -11,12 +11,11 @@ milliseconds in which another process moves its weights, or runs its model once,
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
-from trtship.bench.peers.base import Measures, Peer, Runner, Task, low_dtype, on_device, torch_runner
+from trtship.bench.peers.base import Measures, Peer, Runner, Task, low_copy, low_dtype, on_device, torch_runner
 from trtship.bench.turns import turn
 
 
@@ -37,7 +36,7 @@ class Compile(Peer):
         for tensor in inputs.values():
             torch._dynamo.mark_static_address(tensor)
         module = torch.compile(
-            copy.deepcopy(task.module).to(task.device).to(dtype), mode=task.variant, fullgraph=True, dynamic=False
+            low_copy(task.module, dtype, device=task.device), mode=task.variant, fullgraph=True, dynamic=False
         )
         runner = torch_runner(f"torch.compile, {task.variant}", module, inputs, captures=False)
         for _ in range(3):  # the first call compiles, the next two record the CUDA graph

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any, ClassVar
 
-from trtship.bench.peers.base import low_dtype, low_specs
+from trtship.bench.peers.base import low_copy, low_dtype, low_specs
 from trtship.bench.plan import PlanGraph, Plans
 from trtship.spec import Precision, ShapeRange, TensorSpec
 
@@ -34,7 +33,7 @@ class OnnxTensorRT(Plans):
         shapes = tuple({axis: dims[d] for axis, d in enumerate(s.shape) if isinstance(d, str)} for s in inputs)
         with torch.no_grad():
             torch.onnx.export(
-                copy.deepcopy(module).to(dtype),
+                low_copy(module, dtype),
                 tuple(t.to(dtype) if t.is_floating_point() else t for t in example),
                 str(target),
                 dynamo=True,

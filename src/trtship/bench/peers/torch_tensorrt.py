@@ -11,12 +11,11 @@ Its CUDA graphs copy inputs and outputs; the same call captured as one graph doe
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, ClassVar
 
-from trtship.bench.peers.base import Peer, Runner, Task, low_dtype, on_device, torch_runner
+from trtship.bench.peers.base import Peer, Runner, Task, low_copy, low_dtype, on_device, torch_runner
 from trtship.needs import need
 from trtship.spec import Precision
 
@@ -31,7 +30,7 @@ class TorchTensorRT(Peer):
         torch_tensorrt: Any = need("torch_tensorrt", purpose="the peer Torch-TensorRT")
         dtype = low_dtype(task.precision)
         inputs = on_device(task, dtype=dtype)
-        module = copy.deepcopy(task.module).to(task.device).to(dtype)
+        module = low_copy(task.module, dtype, device=task.device)
         with torch.inference_mode():
             exported = torch.export.export(module, tuple(inputs.values()))
         compiled = torch_tensorrt.dynamo.compile(
