@@ -20,8 +20,10 @@ import msgspec
 import numpy as np
 
 from trtship.graphs.operators import PRODUCTS
+from trtship.graphs.positions import stepwise_nodes
 from trtship.graphs.rounding import DEVIATION
 from trtship.graphs.roundings import FULL, TF32, roundings_of
+from trtship.graphs.slots import is_exact, is_size
 from trtship.spec import Precision
 
 if TYPE_CHECKING:
@@ -90,7 +92,7 @@ def add_noise(model: onnx_ir.Model, sizes: Mapping[onnx_ir.Node, Sizes]) -> int:
     for node, slot in _working_on_data(model):
         found = sizes.get(node, Sizes(0.0))
         for place, value in enumerate(node.inputs if found.constants > least else ()):
-            if value is not None and _is_array(value) and _is_float(value):
+            if value is not None and _is_array(value) and _is_float(value) and not is_exact(node.op_type, place):
                 _disturb_operand(model.graph, node, place, scalars, found.constants)
         if found.operand > least:
             _disturb_operand(model.graph, node, slot, scalars, found.operand)
@@ -102,14 +104,20 @@ def add_noise(model: onnx_ir.Model, sizes: Mapping[onnx_ir.Node, Sizes]) -> int:
 
 
 def _working_on_data(model: onnx_ir.Model) -> list[tuple[onnx_ir.Node, int]]:
-    """The nodes that work on the elements of an input, and not on its shape, and which of their inputs does."""
+    """Return the nodes that work on the elements of an input, and the first slot at which each does.
+
+    What works on a shape, or with a size (`trtship.graphs.slots.SIZES`), is exact. So are the positions that indices
+    and steps are made of.
+    """
+    stepwise = stepwise_nodes(model.graph)
     data = {value for value in model.graph.inputs if value.name not in model.graph.initializers}
     found = []
     for node in model.graph:
-        slots = [slot for slot, value in enumerate(node.inputs) if value in data]
-        if slots and node.op_type not in ("Shape", "Size"):
+        slots = [slot for slot, value in enumerate(node.inputs) if value in data and not is_size(node.op_type, slot)]
+        if slots:
             data.update(node.outputs)
-            found.append((node, slots[0]))
+            if node not in stepwise:
+                found.append((node, slots[0]))
     return found
 
 

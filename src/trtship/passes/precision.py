@@ -16,6 +16,7 @@ from trtship.passes.assign import Assignment, is_float
 from trtship.passes.base import Interface, Pass, PassResult
 from trtship.passes.gelu import write_gelus
 from trtship.passes.opset import raise_opset
+from trtship.passes.outer import write_outer_products
 from trtship.passes.retype import Clipped, Retyping
 from trtship.spec import Precision, Record, TensorSpec
 
@@ -54,7 +55,8 @@ class ToPrecision(Pass[PrecisionReport]):
     fp8 and int8 take a graph with Q/DQ (`trtship.passes.quantize`), and make what is not between these fp16. Scales are
     fp16 numbers then, too: those of a graph from elsewhere are rounded.
 
-    fp32 and tf32 leave the graph as it is: TF32 is a way to multiply fp32 tensors, which the builder chooses.
+    fp32 leaves the graph as it is, and so does tf32, outer products of positions apart (`trtship.passes.outer`): TF32 is
+    a way to multiply fp32 tensors, which the builder chooses.
     Softmax runs in fp32 between two casts; LayerNormalization says `stash_type=1`, fp32 statistics, for itself.
     """
 
@@ -81,7 +83,8 @@ class ToPrecision(Pass[PrecisionReport]):
     def call(self, model: onnx_ir.Model) -> PassResult[PrecisionReport]:
         """Edits `model`. Raises GraphError for subgraphs, tensors of unknown type, and opsets that are too old."""
         if self.precision.graph_dtype == "float32":
-            return PassResult(model, False, PrecisionReport(precision=self.precision, io_dtype=self.io_dtype))
+            modified = self.precision is Precision.TF32 and _without_outer_products(model)
+            return PassResult(model, modified, PrecisionReport(precision=self.precision, io_dtype=self.io_dtype))
         import onnx_ir as ir
 
         if self.precision.quantized and not any(node.op_type == "DequantizeLinear" for node in model.graph):
@@ -92,6 +95,7 @@ class ToPrecision(Pass[PrecisionReport]):
             )
         low = ir.DataType[self.precision.graph_dtype.upper()]
         prepare(model, low)
+        write_outer_products(model)
         assignment = Assignment(model, low, keep=self.keep)
         for node in model.graph:
             if node.op_type in FP32_STATISTICS:
@@ -112,6 +116,14 @@ class ToPrecision(Pass[PrecisionReport]):
             gelus=write_gelus(model),
         )
         return PassResult(model, True, report)
+
+
+def _without_outer_products(model: onnx_ir.Model) -> bool:
+    """Infer types and write outer products of positions as multiplications; return whether there were any."""
+    from onnx_ir.passes.common import ShapeInferencePass
+
+    ShapeInferencePass(strict_mode=False)(model)
+    return write_outer_products(model) > 0
 
 
 def to_precision(
