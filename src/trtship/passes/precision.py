@@ -55,8 +55,8 @@ class ToPrecision(Pass[PrecisionReport]):
     fp8 and int8 take a graph with Q/DQ (`trtship.passes.quantize`), and make what is not between these fp16. Scales are
     fp16 numbers then, too: those of a graph from elsewhere are rounded.
 
-    fp32 leaves the graph as it is, and so does tf32, outer products of positions apart (`trtship.passes.outer`): TF32 is
-    a way to multiply fp32 tensors, which the builder chooses.
+    fp32 leaves the graph as it is, and so does tf32, outer products of positions apart (`trtship.passes.outer`): TF32
+    is a way to multiply fp32 tensors, which the builder chooses.
     Softmax runs in fp32 between two casts; LayerNormalization says `stash_type=1`, fp32 statistics, for itself.
     """
 
