@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 
 from trtship.files import temporary_folder
@@ -40,16 +41,47 @@ def open_noisy(model: onnx_ir.Model, sizes: Mapping[onnx_ir.Node, Sizes]) -> Ite
             yield session
 
 
-def spread(session: OnnxRuntimeSession, feeds: Mapping[str, Any], *, whole: bool = False) -> list[float]:
-    """How far noisy runs on the same `feeds` are apart: the deviation of each row's relative L2 error, of the worst
-    floating output. `whole` takes all rows for one. NaN for a row of NaN or Inf."""
+class RowNoise(msgspec.Struct, frozen=True):
+    """What noise makes of one row, by floating output: the `deviations` of an element and the `sizes` of one, both the
+    root of the mean square over the row. NaN for a row of NaN or Inf."""
+
+    deviations: dict[str, float] = {}
+    sizes: dict[str, float] = {}
+
+    @property
+    def relative(self) -> float:
+        """Deviation of the relative L2 error, of the worst output; at most `HUGE`."""
+        each = [_ratio(deviation, self.sizes[name]) for name, deviation in self.deviations.items()]
+        return float(np.max(each)) if each else 0.0
+
+    def scaled(self, factor: float) -> RowNoise:
+        """Return this with `factor` times the deviations."""
+        return RowNoise({name: factor * value for name, value in self.deviations.items()}, self.sizes)
+
+
+def _ratio(deviation: float, size: float) -> float:
+    if deviation == 0 or size == 0:
+        return HUGE if deviation else 0.0
+    return min(deviation / size, HUGE) if np.isfinite(deviation) else np.nan
+
+
+def spread(session: OnnxRuntimeSession, feeds: Mapping[str, Any], *, whole: bool = False) -> list[RowNoise]:
+    """Return how far noisy runs on the same `feeds` are apart, for each row. `whole` takes all rows for one."""
     draws = iter(np.random.default_rng(0).uniform(1, 2, MANY_DRAWS).astype(np.float32))
     runs = [session.infer({**feeds, DRAW: np.array(s)}) for s in islice(draws, DRAWS)]
     fewest = min((_numbers(array, whole=whole) for array in runs[0].values()), default=ENOUGH)
     runs += [session.infer({**feeds, DRAW: np.array(s)}) for s in draws] if fewest < ENOUGH else []
     stacked = [np.stack([run[spec.name] for run in runs]) for spec in session.outputs]
-    each = [_relative(one, whole=whole) for one in stacked if one.dtype.kind == "f"]
-    return [float(v) for v in np.max(each, axis=0)] if each else [0.0]
+    names = [spec.name for spec in session.outputs]
+    found = {name: _by_row(one, whole=whole) for name, one in zip(names, stacked, strict=True) if one.dtype.kind == "f"}
+    count = max((len(deviations) for deviations, _ in found.values()), default=1)
+    return [
+        RowNoise(
+            {name: float(deviations[row]) for name, (deviations, _) in found.items()},
+            {name: float(sizes[row]) for name, (_, sizes) in found.items()},
+        )
+        for row in range(count)
+    ]
 
 
 def _numbers(output: Any, *, whole: bool) -> int:
@@ -57,14 +89,14 @@ def _numbers(output: Any, *, whole: bool) -> int:
     return int(np.size(output)) if whole else int(np.size(output)) // max(1, len(output))
 
 
-def _relative(runs: Any, *, whole: bool) -> Any:
-    """[runs, rows, ...] -> [rows]."""
+def _by_row(runs: Any, *, whole: bool) -> tuple[Any, Any]:
+    """[runs, rows, ...] -> deviations and sizes, [rows] each."""
     flat = runs.astype(np.float64).reshape(len(runs), 1 if whole else runs.shape[1], -1)
-    mean = flat.mean(0)
-    size = np.linalg.norm(mean, axis=1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        deviation = np.sqrt(np.square(flat - mean).sum((0, 2)) / (len(runs) - 1))
-        return np.where(deviation == 0, 0.0, np.minimum(deviation / size, HUGE))
+    count = max(1, flat.shape[2])
+    with np.errstate(invalid="ignore"):
+        mean = flat.mean(0)
+        deviations = np.sqrt(np.square(flat - mean).sum((0, 2)) / (len(runs) - 1) / count)
+        return deviations, np.sqrt(np.square(mean).sum(1) / count)
 
 
 def fp32_gain(graph: Path, feeds: Mapping[str, Any]) -> float:
@@ -74,5 +106,5 @@ def fp32_gain(graph: Path, feeds: Mapping[str, Any]) -> float:
     path = rounding_bound(model, Precision.FP32).bound / QUANTILE
     sizes = noise_sizes(model, Precision.FP32, amplified=AMPLIFIED)
     with open_noisy(model, sizes) as session:
-        noise = np.nanmax(spread(session, feeds)) / AMPLIFIED
+        noise = np.nanmax([row.relative for row in spread(session, feeds)]) / AMPLIFIED
     return float(noise / path) if path else 0.0

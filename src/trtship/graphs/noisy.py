@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 
+from trtship.graphs.noisy_means import mean_error, shifted
 from trtship.graphs.operators import PRODUCTS
 from trtship.graphs.positions import stepwise_nodes
 from trtship.graphs.rounding import DEVIATION
@@ -40,8 +41,9 @@ NEGLIGIBLE = 1 / 64
 
 
 class Sizes(msgspec.Struct, frozen=True):
-    """Relative size of a node's error, one deviation: of its `result`, of the `operand` that a product reads, and of
-    its `constants`, weights above all, that were rounded before.
+    """Relative size of a node's error, one deviation: of its `result`, of the `operand` that a product reads, of its
+    `constants`, weights above all, that were rounded before, and of the `mean` that a normalisation subtracts
+    (`trtship.graphs.noisy_means`).
 
     What happens to a term of an inner product belongs to the operand: that TF32 rounds it, that partial sums are
     rounded. Where large terms cancel, it is large against the result. A constant has the same error wherever it is
@@ -51,9 +53,11 @@ class Sizes(msgspec.Struct, frozen=True):
     result: float
     operand: float = 0.0
     constants: float = 0.0
+    mean: float = 0.0
 
     @property
     def largest(self) -> float:
+        """Of those that every row has: that of a mean is nothing where the mean is small."""
         return max(self.result, self.operand, self.constants)
 
 
@@ -72,7 +76,7 @@ def _sizes_of(node: onnx_ir.Node, precision: Precision, unit: float) -> Sizes:
     constants = rounded if any(map(_is_array, node.inputs)) else 0.0
     variance = rounding.variance - constants * constants
     if node.op_type not in PRODUCTS or not variance:
-        return Sizes(unit * math.sqrt(variance), constants=unit * constants)
+        return Sizes(unit * math.sqrt(variance), constants=unit * constants, mean=unit * mean_error(node))
     kinds = {value.dtype.name for value in node.outputs if value.dtype is not None}
     last = FULL if kinds == {"FLOAT"} else precision.unit_roundoff
     return Sizes(unit * last, unit * math.sqrt(max(variance - last * last, 0.0)), unit * constants)
@@ -99,6 +103,8 @@ def add_noise(model: onnx_ir.Model, sizes: Mapping[onnx_ir.Node, Sizes]) -> int:
         if found.result > least:
             for value in filter(_is_float, list(node.outputs)):
                 _disturb_result(model.graph, node, value, scalars, found.result)
+        if found.mean > least and _is_float(node.outputs[0]) and node.inputs[0] is not None:
+            _disturb_mean(model, node, scalars, found.mean)
         noisy += found.largest > least
     return noisy
 
@@ -155,13 +161,28 @@ def _disturb_result(
     graph: onnx_ir.Graph, node: onnx_ir.Node, value: onnx_ir.Value, scalars: _Scalars, size: float
 ) -> None:
     """All who read `value`, which `node` makes, read it with an error."""
+    graph.insert_after(node, _erring(value, _in_place_of(value, "noisy"), scalars, size))
+
+
+def _disturb_mean(model: onnx_ir.Model, node: onnx_ir.Node, scalars: _Scalars, size: float) -> None:
+    """All who read the result of the normalisation `node` read it as of a mean with an error."""
+
+    def erring(value: onnx_ir.Value, disturbed: onnx_ir.Value, size: float) -> list[onnx_ir.Node]:
+        return _erring(value, disturbed, scalars, size)
+
+    new, opset = _in_place_of(node.outputs[0], "shifted"), model.opset_imports.get("", 1)
+    model.graph.insert_after(node, shifted(model.graph, node, new=new, size=size, opset=opset, erring=erring))
+
+
+def _in_place_of(value: onnx_ir.Value, kind: str) -> onnx_ir.Value:
+    """A value that all who read `value` read from now on. A graph output keeps its name."""
     import onnx_ir as ir
 
-    disturbed = ir.Value(name=f"{value.name}/noisy", shape=value.shape, type=value.type)
-    value.replace_all_uses_with(disturbed, replace_graph_outputs=True)
-    if disturbed.is_graph_output():
-        value.name, disturbed.name = f"{value.name}/exact", value.name
-    graph.insert_after(node, _erring(value, disturbed, scalars, size))
+    new = ir.Value(name=f"{value.name}/{kind}", shape=value.shape, type=value.type)
+    value.replace_all_uses_with(new, replace_graph_outputs=True)
+    if new.is_graph_output():
+        value.name, new.name = f"{value.name}/before/{kind}", value.name
+    return new
 
 
 def _disturb_operand(graph: onnx_ir.Graph, node: onnx_ir.Node, slot: int, scalars: _Scalars, size: float) -> None:
