@@ -40,7 +40,7 @@ def measure(reference: Any, actual: Any, *, output: str, sizes: Mapping[str, int
         output: The output's name, for the result.
         sizes: The sizes that it was run at, for the result.
         floor: Size of an element (root of the mean square over a row) that a row counts as having at least: the
-            reference of a smaller row is made of rounding errors (`trtship.verify.small_rows`). 0 for none.
+            reference of a smaller row is made of rounding errors (`trtship.graphs.small_rows`). 0 for none.
 
     Returns:
         The figures of the worst row.

@@ -14,8 +14,8 @@ import numpy as np
 from trtship.files import temporary_folder
 from trtship.graphs.noisy import DRAW, Sizes, add_noise, noise_sizes
 from trtship.graphs.rounding import QUANTILE, rounding_bound
+from trtship.graphs.small_rows import RowNoise, as_rows, floors, judge_all, row_sizes, worst_of
 from trtship.graphs.storage import load_graph, save_graph
-from trtship.measure import HUGE
 from trtship.session.onnxruntime import OnnxRuntimeSession
 from trtship.spec import Precision
 
@@ -41,44 +41,22 @@ def open_noisy(model: onnx_ir.Model, sizes: Mapping[onnx_ir.Node, Sizes]) -> Ite
             yield session
 
 
-class RowNoise(msgspec.Struct, frozen=True):
-    """What noise makes of one row, by floating output: the `deviations` of an element and the `sizes` of one, both the
-    root of the mean square over the row. NaN for a row of NaN or Inf."""
-
-    deviations: dict[str, float] = {}
-    sizes: dict[str, float] = {}
-
-    @property
-    def relative(self) -> float:
-        """Deviation of the relative L2 error, of the worst output; at most `HUGE`."""
-        each = [_ratio(deviation, self.sizes[name]) for name, deviation in self.deviations.items()]
-        return float(np.max(each)) if each else 0.0
-
-    def scaled(self, factor: float) -> RowNoise:
-        """Return this with `factor` times the deviations."""
-        return RowNoise({name: factor * value for name, value in self.deviations.items()}, self.sizes)
-
-
-def _ratio(deviation: float, size: float) -> float:
-    if deviation == 0 or size == 0:
-        return HUGE if deviation else 0.0
-    return min(deviation / size, HUGE) if np.isfinite(deviation) else np.nan
-
-
 def spread(session: OnnxRuntimeSession, feeds: Mapping[str, Any], *, whole: bool = False) -> list[RowNoise]:
     """Return how far noisy runs on the same `feeds` are apart, for each row. `whole` takes all rows for one."""
     draws = iter(np.random.default_rng(0).uniform(1, 2, MANY_DRAWS).astype(np.float32))
     runs = [session.infer({**feeds, DRAW: np.array(s)}) for s in islice(draws, DRAWS)]
     fewest = min((_numbers(array, whole=whole) for array in runs[0].values()), default=ENOUGH)
     runs += [session.infer({**feeds, DRAW: np.array(s)}) for s in draws] if fewest < ENOUGH else []
-    stacked = [np.stack([run[spec.name] for run in runs]) for spec in session.outputs]
-    names = [spec.name for spec in session.outputs]
-    found = {name: _by_row(one, whole=whole) for name, one in zip(names, stacked, strict=True) if one.dtype.kind == "f"}
+    found = {
+        spec.name: _by_row(np.stack([as_rows(run[spec.name], whole=whole) for run in runs]))
+        for spec in session.outputs
+        if runs[0][spec.name].dtype.kind == "f"
+    }
     count = max((len(deviations) for deviations, _ in found.values()), default=1)
     return [
         RowNoise(
-            {name: float(deviations[row]) for name, (deviations, _) in found.items()},
-            {name: float(sizes[row]) for name, (_, sizes) in found.items()},
+            {name: float(deviations[row]) for name, (deviations, _) in found.items() if row < len(deviations)},
+            {name: float(sizes[row]) for name, (_, sizes) in found.items() if row < len(sizes)},
         )
         for row in range(count)
     ]
@@ -86,25 +64,49 @@ def spread(session: OnnxRuntimeSession, feeds: Mapping[str, Any], *, whole: bool
 
 def _numbers(output: Any, *, whole: bool) -> int:
     """How many an output has for a row."""
-    return int(np.size(output)) if whole else int(np.size(output)) // max(1, len(output))
+    return int(as_rows(output, whole=whole).shape[1])
 
 
-def _by_row(runs: Any, *, whole: bool) -> tuple[Any, Any]:
-    """[runs, rows, ...] -> deviations and sizes, [rows] each."""
-    flat = runs.astype(np.float64).reshape(len(runs), 1 if whole else runs.shape[1], -1)
-    count = max(1, flat.shape[2])
+def _by_row(runs: Any) -> tuple[Any, Any]:
+    """[runs, rows, elements] -> deviations and sizes, [rows] each."""
+    count = max(1, runs.shape[2])
     with np.errstate(invalid="ignore"):
-        mean = flat.mean(0)
-        deviations = np.sqrt(np.square(flat - mean).sum((0, 2)) / (len(runs) - 1) / count)
+        mean = runs.mean(0)
+        deviations = np.sqrt(np.square(runs - mean).sum((0, 2)) / (len(runs) - 1) / count)
         return deviations, np.sqrt(np.square(mean).sum(1) / count)
 
 
-def fp32_gain(graph: Path, feeds: Mapping[str, Any]) -> float:
-    """What the fp32 `graph` makes of its roundings on `feeds`: the noise of the worst row over that of the longest
-    path, which the bound of `trtship.graphs.rounding` takes for 1. Raises GraphError."""
+class Fp32Noise(msgspec.Struct, frozen=True):
+    """What an fp32 graph makes of its roundings on some feeds.
+
+    `gain` is the noise of the worst row over that of the longest path, which the bound of `trtship.graphs.rounding`
+    takes for 1. `deviations` are those of an element of the outputs that are next to nothing on some row, by output
+    (`trtship.graphs.small_rows`).
+    """
+
+    gain: float
+    deviations: dict[str, float]
+
+    def floors(self, bound: float) -> dict[str, float]:
+        """Return the `floor` of `trtship.measure.measure`, by output, with which `bound` allows for the noise of small
+        rows. `bound` is that on the difference of two graphs, which both round: each has half of it."""
+        return floors(self.deviations, bound / 2)
+
+
+def fp32_noise(graph: Path, feeds: Mapping[str, Any], outputs: Mapping[str, Any]) -> Fp32Noise:
+    """Measure the noise of the fp32 `graph` on `feeds`, of which the original says `outputs`. Raises GraphError."""
     model = load_graph(graph)
     path = rounding_bound(model, Precision.FP32).bound / QUANTILE
     sizes = noise_sizes(model, Precision.FP32, amplified=AMPLIFIED)
     with open_noisy(model, sizes) as session:
-        noise = np.nanmax([row.relative for row in spread(session, feeds)]) / AMPLIFIED
-    return float(noise / path) if path else 0.0
+        rows = [row.scaled(1 / AMPLIFIED) for row in spread(session, feeds)]
+    usual = (row_sizes(outputs, whole=True) or [{}])[0]
+    judged = judge_all(rows, row_sizes(outputs), usual)
+    noise = max((one.relative for one in judged if np.isfinite(one.relative)), default=0.0)
+    return Fp32Noise(noise / path if path else 0.0, worst_of(one.small for one in judged))
+
+
+def fp32_gain(graph: Path, feeds: Mapping[str, Any]) -> float:
+    """Return `Fp32Noise.gain` on `feeds`, of the graph's own outputs. Raises GraphError."""
+    with OnnxRuntimeSession(graph) as session:
+        return fp32_noise(graph, feeds, session.infer(feeds)).gain

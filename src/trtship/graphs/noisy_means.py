@@ -35,7 +35,7 @@ def mean_error(node: onnx_ir.Node) -> float:
     subtracts none, or its rank is not known. The mean of n terms has the weight of n / 2 roundings, as in
     `trtship.graphs.roundings`."""
     axes = _axes(node)
-    x = node.inputs[0]
+    x = node.inputs[0] if axes is not None else None
     if axes is None or x is None or x.shape is None:
         return 0.0
     sizes = [size if isinstance(size, int) else UNKNOWN_SIZE for size in (x.shape[axis] for axis in axes)]

@@ -22,7 +22,7 @@ for all of it.
 
 *Where numbers cancel* (the mean of a flat picture is subtracted from it) the errors of fp32 arithmetic count in every
 precision. On the edge rows they are measured as well, with fp32's errors alone, and added. A row on which an output is
-next to nothing is held to an absolute bound (`trtship.verify.small_rows`).
+next to nothing is held to an absolute bound (`trtship.graphs.small_rows`).
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ import numpy as np
 
 from trtship.graphs.rounding import CEILING as CEILING
 from trtship.graphs.rounding import LAMBDA, QUANTILE, RoundingBound
+from trtship.graphs.small_rows import floors
 from trtship.measure import measure
 from trtship.spec import Precision
 from trtship.verify.noise import Noise, measured_noise
 from trtship.verify.reference import Reference
-from trtship.verify.small_rows import floors
 from trtship.verify.verdict import Bound
 
 QUANTIZED_CEILING = 0.5
@@ -109,7 +109,7 @@ def _edge(full: Noise, name: str, precision: Precision) -> float:
 
 
 def _with_floors(bound: Bound, noise: Noise) -> Bound:
-    """`bound`, where outputs that are next to nothing are held to their noise (`trtship.verify.small_rows`). Of a row
+    """`bound`, where outputs that are next to nothing are held to their noise (`trtship.graphs.small_rows`). Of a row
     with a bound of its own, the subject's part is the same share."""
     assert bound.own is not None
     own = bound.own

@@ -11,14 +11,14 @@ import msgspec
 import numpy as np
 
 from trtship.graphs import load_graph
-from trtship.graphs.noise import AMPLIFIED, RowNoise, open_noisy, spread
+from trtship.graphs.noise import AMPLIFIED, open_noisy, spread
 from trtship.graphs.noisy import Sizes, noise_sizes
+from trtship.graphs.small_rows import RowNoise, judge_all, row_sizes, worst_of
 from trtship.passes.emulate import Emulate
 from trtship.session.onnxruntime import OnnxRuntimeSession
 from trtship.spec import Precision
 from trtship.verify.compare import as_session_takes
 from trtship.verify.reference import Reference
-from trtship.verify.small_rows import judge, usual_sizes, worst_of
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -32,7 +32,7 @@ class Noise(msgspec.Struct, frozen=True):
     worst output's. A row on which the graph says NaN or Inf has none.
 
     `small` has the outputs that are next to nothing on some row, and the deviation of an element there
-    (`trtship.verify.small_rows`); `small_edges` has those of each edge row.
+    (`trtship.graphs.small_rows`); `small_edges` has those of each edge row.
     """
 
     rows: tuple[float, ...]
@@ -81,10 +81,13 @@ def measured_noise(
 
 
 def _judged(rows: list[RowNoise], edges: list[RowNoise], reference: Reference, amplified: float) -> Noise:
-    usual = usual_sizes(reference.outputs)
     names = reference.edges.names if reference.edges is not None else ()
-    each = [judge(row.scaled(1 / amplified), usual) for row in rows]
-    at_edges = [judge(row.scaled(1 / amplified), usual) for row in edges]
+    whole = not reference.rowwise
+    usual = row_sizes(reference.outputs, whole=True)[0] if reference.outputs else {}
+    sizes = row_sizes(reference.outputs, whole=whole)
+    each = judge_all([row.scaled(1 / amplified) for row in rows], sizes, usual)
+    sizes = row_sizes(reference.edges.outputs) if reference.edges is not None else []
+    at_edges = judge_all([row.scaled(1 / amplified) for row in edges], sizes, usual)
     return Noise(
         tuple(one.relative for one in each if np.isfinite(one.relative)),
         {name: one.relative for name, one in zip(names, at_edges, strict=True) if np.isfinite(one.relative)},

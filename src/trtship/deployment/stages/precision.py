@@ -18,6 +18,8 @@ from trtship.verify import Bound
 from trtship.verify.bounds import derive_bounds
 
 BOUNDS = "bounds.json"
+HOLDS = "positions in fp32, floors of small rows"
+"""What this version of trtship makes here that an earlier one did not, so that an entry of its cache is not taken."""
 
 
 def typed(
@@ -59,6 +61,7 @@ def typed(
         "graph": graph_digests(graph),
         "exact": graph_digests(exact),
         "reference": reference_digests(original),
+        "holds": HOLDS,
         "precision": precision.value,
         "kept": list(keep),
         "noise": noise,
