@@ -87,10 +87,10 @@ class Fp32Noise(msgspec.Struct, frozen=True):
     gain: float
     deviations: dict[str, float]
 
-    def floors(self, bound: float) -> dict[str, float]:
-        """Return the `floor` of `trtship.measure.measure`, by output, with which `bound` allows for the noise of small
-        rows. `bound` is that on the difference of two graphs, which both round: each has half of it."""
-        return floors(self.deviations, bound / 2)
+    def floors(self, own: float) -> dict[str, float]:
+        """Return the `floor` of `trtship.measure.measure`, by output, with which a bound allows for the noise of small
+        rows. `own` is the part of that bound that the rounding of one side has."""
+        return floors(self.deviations, own)
 
 
 def fp32_noise(graph: Path, feeds: Mapping[str, Any], outputs: Mapping[str, Any]) -> Fp32Noise:

@@ -81,7 +81,7 @@ ELEMENTWISE = frozenset(
 
 FP32_SLOTS = frozenset(
     {("Resize", 1), ("Resize", 2), ("Upsample", 1), ("Dropout", 1), ("OneHot", 0), ("OneHot", 1)}
-    | {("NonMaxSuppression", slot) for slot in range(5)}
+    | {("NonMaxSuppression", slot) for slot in (0, 1, 3, 4)}
     | {("Range", slot) for slot in range(3)}
 )
 """Inputs that stay float32 whatever type the operator computes in: the region and scales of a Resize, the ratio of a

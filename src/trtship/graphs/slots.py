@@ -1,7 +1,7 @@
 """Inputs of ONNX operators that are not activations: sizes, indices and coordinates. Data, by operator and slot.
 
 An activation may be rounded: its error moves the result by about as much. A size or an index may not: the result is
-another one, or has another shape. `tests/graphs/test_slots.py` holds the tables against the schemas of `onnx.defs`.
+another one, or has another shape. `tests/passes/test_slots.py` holds the tables against the schemas of `onnx.defs`.
 """
 
 from __future__ import annotations
