@@ -62,7 +62,27 @@ class Style(nn.Module):
         return self.o(self.n(self.b(self.n(self.a(x)).relu())).relu())
 
 
-MODELS = {"contrast": Contrast, "instance norm": lambda: Style("instance"), "group norm": lambda: Style("group")}
+class Edges(nn.Module):
+    """Edge filters, whose weights add up to 0, and their energy: next to 0 where the picture is flat."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        sobel = torch.tensor([[1.0, 2, 1], [0, 0, 0], [-1, -2, -1]]) / 3
+        drawn = torch.randn(3, 3, generator=torch.Generator().manual_seed(0))
+        kernel = {"sobel": sobel, "drawn": drawn - drawn.mean()}[kind]
+        self.register_buffer("weight", torch.stack([kernel, kernel.T])[:, None].repeat(1, 3, 1, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.conv2d(x * 0.7 + 0.1, self.weight)
+
+
+MODELS = {
+    "sobel": lambda: Edges("sobel"),
+    "filters of sum 0": lambda: Edges("drawn"),
+    "contrast": Contrast,
+    "instance norm": lambda: Style("instance"),
+    "group norm": lambda: Style("group"),
+}
 
 
 class Made(msgspec.Struct):
@@ -117,7 +137,8 @@ def make(name: str, precision: Precision, folder: Path) -> Made:
     emulate_low(typed, low)
     counted = rounding_bound(load_graph(graph), FP32)
     path = rounding_bound(load_graph(typed), precision).bound / QUANTILE
-    return Made(graph, low, reference, derive_bounds(typed, precision, reference, counted=counted, path=path))
+    bounds = derive_bounds(typed, precision, reference, counted=counted, path=path, graph=graph)
+    return Made(graph, low, reference, bounds)
 
 
 @pytest.mark.parametrize("precision", [FP32, FP16, BF16])

@@ -24,16 +24,18 @@ if TYPE_CHECKING:
 
 DRAWS, MANY_DRAWS = 3, 12
 """Runs with other errors. Of a row of `ENOUGH` numbers or more three tell the variance: each number has its own errors.
-Of a row of few they do not."""
+Of a row of few they do not; equal numbers, as of a flat picture, have equal errors and count as one."""
 ENOUGH = 16
 AMPLIFIED = 64.0
 """fp32's own errors are too small to be told from those of the run that measures them; so small, they add linearly."""
 
 
 @contextmanager
-def open_noisy(model: onnx_ir.Model, sizes: Mapping[onnx_ir.Node, Sizes]) -> Iterator[OnnxRuntimeSession]:
-    """`model`, whose tensors are all float32, running with noise (`trtship.graphs.noisy`). Edits it."""
-    add_noise(model, sizes)
+def open_noisy(
+    model: onnx_ir.Model, sizes: Mapping[onnx_ir.Node, Sizes], *, untied: bool = False
+) -> Iterator[OnnxRuntimeSession]:
+    """Open `model`, whose tensors are all float32, running with noise (`trtship.graphs.noisy`). Edits it."""
+    add_noise(model, sizes, untied=untied)
     with temporary_folder() as folder:
         path = folder / "noisy.onnx"
         save_graph(model, path)
@@ -63,8 +65,11 @@ def spread(session: OnnxRuntimeSession, feeds: Mapping[str, Any], *, whole: bool
 
 
 def _numbers(output: Any, *, whole: bool) -> int:
-    """How many an output has for a row."""
-    return int(as_rows(output, whole=whole).shape[1])
+    """How many different numbers an output has, in the row that has the fewest."""
+    rows = as_rows(output, whole=whole)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        scaled = np.round(rows / np.abs(rows).max(axis=1, keepdims=True, initial=0.0), 5)
+    return min((np.unique(row).size for row in scaled), default=ENOUGH)
 
 
 def _by_row(runs: Any) -> tuple[Any, Any]:
@@ -98,7 +103,7 @@ def fp32_noise(graph: Path, feeds: Mapping[str, Any], outputs: Mapping[str, Any]
     model = load_graph(graph)
     path = rounding_bound(model, Precision.FP32).bound / QUANTILE
     sizes = noise_sizes(model, Precision.FP32, amplified=AMPLIFIED)
-    with open_noisy(model, sizes) as session:
+    with open_noisy(model, sizes, untied=True) as session:
         rows = [row.scaled(1 / AMPLIFIED) for row in spread(session, feeds)]
     usual = (row_sizes(outputs, whole=True) or [{}])[0]
     judged = judge_all(rows, row_sizes(outputs), usual)

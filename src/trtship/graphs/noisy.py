@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
@@ -87,9 +87,19 @@ def _is_array(value: onnx_ir.Value | None) -> bool:
     return value is not None and value.const_value is not None and value.const_value.size > 1
 
 
-def add_noise(model: onnx_ir.Model, sizes: Mapping[onnx_ir.Node, Sizes]) -> int:
-    """Give the float32 tensors that are computed from an input's elements errors of these sizes, and the graph the
-    input `DRAW`, a float32 scalar in [1, 2). Edits `model`; returns how many nodes became noisy."""
+def add_noise(model: onnx_ir.Model, sizes: Mapping[onnx_ir.Node, Sizes], *, untied: bool = False) -> int:
+    """Give the float32 tensors that are computed from an input's elements errors of these sizes.
+
+    Args:
+        model: The graph, which is edited: it gets the input `DRAW`, a float32 scalar in [1, 2).
+        sizes: The sizes of the errors, by node.
+        untied: Whether the terms of a product with constants err independently, as partial sums do, even where they are
+            equal: those of an edge filter on a flat picture cancel, and what rounding leaves is the output. As an error
+            of the constants, it is the same for all pixels, and no average takes it away: larger than it is elsewhere.
+
+    Returns:
+        How many nodes became noisy.
+    """
     least = NEGLIGIBLE * max((s.largest for s in sizes.values()), default=0.0)
     scalars = _Scalars(model.graph)
     noisy = 0
@@ -100,6 +110,9 @@ def add_noise(model: onnx_ir.Model, sizes: Mapping[onnx_ir.Node, Sizes]) -> int:
                 _disturb_operand(model.graph, node, place, scalars, found.constants)
         if found.operand > least:
             _disturb_operand(model.graph, node, slot, scalars, found.operand)
+            for place, value in enumerate(node.inputs[:2] if untied else ()):
+                if value is not None and _is_array(value) and _is_float(value):
+                    _disturb_operand(model.graph, node, place, scalars, found.operand, untied=True)
         if found.result > least:
             for value in filter(_is_float, list(node.outputs)):
                 _disturb_result(model.graph, node, value, scalars, found.result)
@@ -147,12 +160,20 @@ class _Scalars:
         graph.insert_before(first, [split, inverse])
         self.split, self.inverse = split.outputs[0], inverse.outputs[0]
 
-    def constant(self, number: float) -> onnx_ir.Value:
+    def factors(self, value: onnx_ir.Value) -> onnx_ir.Value:
+        """Another number in [1, 2) for each element of a constant."""
+        assert value.const_value is not None
+        rng = np.random.default_rng(self._count)
+        return self.constant(rng.uniform(1, 2, value.const_value.numpy().shape))
+
+    def constant(self, number: Any) -> onnx_ir.Value:
         import onnx_ir as ir
 
         self._count += 1
-        tensor = ir.tensor(np.array(number, np.float32), name=f"trtship.noise.{self._count}")
-        value = ir.Value(name=tensor.name, shape=ir.Shape([]), type=ir.TensorType(tensor.dtype), const_value=tensor)
+        array = np.asarray(number, np.float32)
+        tensor = ir.tensor(array, name=f"trtship.noise.{self._count}")
+        shape = ir.Shape(array.shape)
+        value = ir.Value(name=tensor.name, shape=shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
         self._graph.register_initializer(value)
         return value
 
@@ -185,19 +206,30 @@ def _in_place_of(value: onnx_ir.Value, kind: str) -> onnx_ir.Value:
     return new
 
 
-def _disturb_operand(graph: onnx_ir.Graph, node: onnx_ir.Node, slot: int, scalars: _Scalars, size: float) -> None:
-    """`node` alone reads its input with an error."""
+def _disturb_operand(
+    graph: onnx_ir.Graph, node: onnx_ir.Node, slot: int, scalars: _Scalars, size: float, *, untied: bool = False
+) -> None:
+    """`node` alone reads its input with an error; `untied`: one that equal elements of a constant do not share."""
     import onnx_ir as ir
 
     value = node.inputs[slot]
     assert value is not None
+    factors = scalars.factors(value) if untied else None
     disturbed = ir.Value(name=f"{value.name}/noisy/{node.outputs[0].name}/{slot}", shape=value.shape, type=value.type)
-    graph.insert_before(node, _erring(value, disturbed, scalars, size))
+    graph.insert_before(node, _erring(value, disturbed, scalars, size, factors=factors))
     node.replace_input_with(slot, disturbed)
 
 
-def _erring(value: onnx_ir.Value, disturbed: onnx_ir.Value, scalars: _Scalars, size: float) -> list[onnx_ir.Node]:
-    """The nodes that make `disturbed` of `value`."""
+def _erring(
+    value: onnx_ir.Value,
+    disturbed: onnx_ir.Value,
+    scalars: _Scalars,
+    size: float,
+    *,
+    factors: onnx_ir.Value | None = None,
+) -> list[onnx_ir.Node]:
+    """The nodes that make `disturbed` of `value`; with `factors`, each element is scaled by its own before it is split,
+    and back."""
     import onnx_ir as ir
 
     def made(op: str, *inputs: onnx_ir.Value) -> onnx_ir.Value:
@@ -206,10 +238,12 @@ def _erring(value: onnx_ir.Value, disturbed: onnx_ir.Value, scalars: _Scalars, s
 
     nodes: list[onnx_ir.Node] = []
     plain = made("Clip", value, scalars.low, scalars.high)
+    plain = plain if factors is None else made("Mul", plain, factors)
     scaled = made("Mul", plain, scalars.draw)
     split = made("Mul", plain, scalars.split)
     high = made("Sub", split, made("Sub", split, scaled))
     strength = made("Mul", scalars.inverse, scalars.constant(size / (DEVIATION * SPLIT_ROUNDOFF)))
     error = made("Mul", made("Sub", high, scaled), strength)
+    error = error if factors is None else made("Div", error, factors)
     nodes.append(ir.Node("", "Add", [value, error], outputs=[disturbed]))
     return nodes

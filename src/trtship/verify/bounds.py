@@ -36,7 +36,7 @@ import numpy as np
 
 from trtship.graphs.rounding import CEILING as CEILING
 from trtship.graphs.rounding import LAMBDA, QUANTILE, RoundingBound
-from trtship.graphs.small_rows import floors
+from trtship.graphs.small_rows import floors, row_sizes
 from trtship.measure import measure
 from trtship.spec import Precision
 from trtship.verify.noise import Noise, measured_noise
@@ -56,23 +56,30 @@ def derive_bounds(
     counted: RoundingBound,
     path: float,
     losses: Mapping[str, float] | None = None,
+    graph: Path | None = None,
 ) -> dict[str, Bound]:
     """The bounds on relative L2 of `graph fp32`, of `graph <precision>` and of `plan`.
 
     `counted` is the fp32 graph's bound, `path` the error of the longest path, one deviation, of the strongly typed
-    graph at `typed`, and `losses` what quantization takes from its tensors (`measured_noise`). Raises GraphError.
+    graph at `typed`, and `losses` what quantization takes from its tensors (`measured_noise`). `graph` is the fp32
+    graph, whose weights cancel where those of a lower precision do not; None for `typed`. Raises GraphError.
     """
-    noise = measured_noise(typed, precision, reference, losses=losses)
+    is_full = precision is Precision.FP32
+    noise = measured_noise(typed, precision, reference, losses=losses, edges=not is_full)
     full_noise = noise
-    if precision is not Precision.FP32 and not precision.quantized:
-        full_noise = measured_noise(typed, Precision.FP32, reference, edges_only=not noise.small)
+    if graph is not None or not precision.quantized:
+        has_small = bool(noise.small) or _has_small_rows(reference)
+        full_noise = measured_noise(graph or typed, Precision.FP32, reference, rows=has_small, untied=True)
         noise = _together(noise, full_noise)
     seen = _seen(reference, floors(full_noise.small, CEILING))
     gain = max(noise.worst / path if path else 0.0, seen * QUANTILE / counted.bound if counted.bound else 0.0)
     full = min(counted.bound * max(1.0, gain), CEILING / 2)
     told = f"; eager fp32 is {seen:.3g} from fp64" if seen else ""
     edges = {
-        name: max(counted.bound * max(1.0, gain, deviation / path if path else 0.0), _edge(full_noise, name, precision))
+        name: max(
+            counted.bound * max(1.0, gain, deviation / path if path else 0.0),
+            QUANTILE * full_noise.edges.get(name, 0.0),
+        )
         for name, deviation in noise.edges.items()
     }
     fp32 = Bound(
@@ -88,6 +95,13 @@ def derive_bounds(
     return {**found, "plan": found[f"graph {precision.value}"]}
 
 
+def _has_small_rows(reference: Reference) -> bool:
+    """Whether an output is much smaller on one of the rows than on all."""
+    usual = row_sizes(reference.outputs, whole=True)
+    rows = row_sizes(reference.outputs, whole=not reference.rowwise)
+    return any(size < CEILING * usual[0][name] for row in rows for name, size in row.items())
+
+
 def _together(low: Noise, full: Noise) -> Noise:
     """The noise of a low precision with that of the fp32 arithmetic in it, which is too small to be measured together
     with it, and which counts where numbers cancel: both are independent."""
@@ -99,13 +113,8 @@ def _together(low: Noise, full: Noise) -> Noise:
         name: joined(low.small_edges.get(name, {}), full.small_edges.get(name, {}))
         for name in {**low.small_edges, **full.small_edges}
     }
-    edges = {name: math.hypot(value, full.edges.get(name, 0.0)) for name, value in low.edges.items()}
+    edges = joined(low.edges, full.edges)
     return Noise(low.rows, edges, joined(low.small, full.small), small)
-
-
-def _edge(full: Noise, name: str, precision: Precision) -> float:
-    """What fp32's own errors make of an edge row; nothing is known of a quantized graph's."""
-    return 0.0 if precision.quantized else QUANTILE * full.edges.get(name, 0.0)
 
 
 def _with_floors(bound: Bound, noise: Noise) -> Bound:

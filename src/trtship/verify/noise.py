@@ -60,12 +60,14 @@ def measured_noise(
     reference: Reference,
     *,
     losses: Mapping[str, float] | None = None,
-    edges_only: bool = False,
+    rows: bool = True,
+    edges: bool = True,
+    untied: bool = False,
 ) -> Noise:
     """Run the strongly typed `graph` on the reference's rows and edges, several times with the errors that `precision`
     makes (`trtship.graphs.noisy`). `losses` are what quantization adds: relative errors, one deviation, by the name
-    of the tensor that has them; those of activations then take the place of the quantization itself. `edges_only`
-    leaves the reference's rows out.
+    of the tensor that has them; those of activations then take the place of the quantization itself. `rows` and
+    `edges` say which of the two are measured; `untied` is for cancelling terms (`trtship.graphs.noisy.add_noise`).
 
     What is measured is how far these runs are apart, and not how far they are from the original: a graph that is
     wrong has the same noise as the right one, and gets no wider a bound. Raises GraphError.
@@ -75,9 +77,11 @@ def measured_noise(
     sizes = noise_sizes(model, precision, amplified=amplified)
     if losses:
         sizes |= _with_losses(model, sizes, losses)
-    with open_noisy(_InFull()(model).model, sizes) as session:
-        rows, edges = _noise_of(session, reference, edges_only=edges_only)
-    return _judged(rows, edges, reference, amplified)
+    if not edges:
+        reference = msgspec.structs.replace(reference, edges=None)
+    with open_noisy(_InFull()(model).model, sizes, untied=untied) as session:
+        at_rows, at_edges = _noise_of(session, reference, rows=rows)
+    return _judged(at_rows, at_edges, reference, amplified)
 
 
 def _judged(rows: list[RowNoise], edges: list[RowNoise], reference: Reference, amplified: float) -> Noise:
@@ -121,18 +125,18 @@ def _with_losses(
 
 
 def _noise_of(
-    session: OnnxRuntimeSession, reference: Reference, *, edges_only: bool
+    session: OnnxRuntimeSession, reference: Reference, *, rows: bool
 ) -> tuple[list[RowNoise], list[RowNoise]]:
     """Of each row, and of each edge row."""
     edges = reference.edges.inputs if reference.edges is not None else None
     if reference.batch is not None:
-        rows = [] if edges_only else _by_rows(session, reference.inputs)
-        return rows, [] if edges is None else _by_rows(session, edges)
+        each = _by_rows(session, reference.inputs) if rows else []
+        return each, [] if edges is None else _by_rows(session, edges)
     taken = as_session_takes(session, reference.inputs)
-    rows = [] if edges_only else spread(session, taken, whole=not reference.rowwise)
+    found = spread(session, taken, whole=not reference.rowwise) if rows else []
     count = len(reference.edges.names) if reference.edges is not None else 0
-    each = [{name: a[i] for name, a in (edges or {}).items()} for i in range(count)]
-    return rows, [spread(session, as_session_takes(session, feeds), whole=True)[0] for feeds in each]
+    apart = [{name: a[i] for name, a in (edges or {}).items()} for i in range(count)]
+    return found, [spread(session, as_session_takes(session, feeds), whole=True)[0] for feeds in apart]
 
 
 def _by_rows(session: OnnxRuntimeSession, feeds: Mapping[str, Any]) -> list[RowNoise]:

@@ -54,7 +54,15 @@ def typed(
             path = quantization_bound(low, precision, noise).deviation
         with stages.progress.stage("measure the noise", f"what {precision.value} makes of the reference rows"):
             reference = read_reference(original, model)
-            found = derive_bounds(folder / GRAPH, precision, reference, counted=full, path=path, losses=noise)
+            found = derive_bounds(
+                folder / GRAPH,
+                precision,
+                reference,
+                counted=full,
+                path=path,
+                losses=noise,
+                graph=exact.folder / GRAPH,
+            )
         (folder / BOUNDS).write_bytes(to_json(found))
 
     inputs = {
