@@ -39,4 +39,4 @@ def in_small_letters(equation: str) -> str:
     if "->" not in plain:
         once = "".join(sorted(letter for letter in set(plain) if letter.isalpha() and plain.count(letter) == 1))
         plain += "->" + ("..." if "..." in plain else "") + once
-    return plain.translate(str.maketrans(dict(zip(capitals, free, strict=False))))
+    return plain.translate(str.maketrans("".join(capitals), "".join(free[: len(capitals)])))
