@@ -31,8 +31,20 @@ class Measure(Record, frozen=True):
     top1_agreement: float | None = None
 
 
-def measure(reference: Any, actual: Any, *, output: str, sizes: Mapping[str, int]) -> Measure:
-    """Compare two arrays [B, ...] row by row, in float64; of different shapes, rel_l2 is the largest float64."""
+def measure(reference: Any, actual: Any, *, output: str, sizes: Mapping[str, int], floor: float = 0.0) -> Measure:
+    """Compare two arrays row by row, in float64.
+
+    Args:
+        reference: Right values, [B, ...].
+        actual: Values to judge, [B, ...]. Of another shape, `rel_l2` is the largest float64.
+        output: The output's name, for the result.
+        sizes: The sizes that it was run at, for the result.
+        floor: Size of an element (root of the mean square over a row) that a row counts as having at least: the
+            reference of a smaller row is made of rounding errors (`trtship.graphs.small_rows`). 0 for none.
+
+    Returns:
+        The figures of the worst row.
+    """
     r, a = (np.asarray(v).astype(np.float64) for v in (reference, actual))
     if r.shape != a.shape:
         return Measure(sizes=dict(sizes), output=output, finite=True, rel_l2=HUGE)
@@ -43,10 +55,14 @@ def measure(reference: Any, actual: Any, *, output: str, sizes: Mapping[str, int
     r2, a2 = (v.reshape(v.shape[0] if v.ndim else 1, -1) for v in (r, a))
     difference, size_r, size_a = (np.linalg.norm(v, axis=1) for v in (a2 - r2, r2, a2))
     off = np.where(difference == 0, 0.0, HUGE)
+    least = floor * np.sqrt(r2.shape[1])
+    counted = np.maximum(size_r, least)
     with np.errstate(over="ignore"):
-        relative = np.minimum(np.divide(difference, size_r, out=off, where=size_r > 0), HUGE)
+        relative = np.minimum(np.divide(difference, counted, out=off, where=counted > 0), HUGE)
     both = size_r * size_a
     cosine = np.where(both > 0, (r2 * a2).sum(axis=1) / np.where(both > 0, both, 1), (size_r == size_a).astype(float))
+    small = size_r < least  # which have no direction: the cosine of two of the floor's size, so far apart
+    cosine = np.where(small, 1 - np.minimum(relative, 2.0) ** 2 / 2, cosine)
     has_classes = r.ndim == 2 and r.shape[1] > 1
     return Measure(
         sizes=dict(sizes),

@@ -14,14 +14,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
 
+from trtship.graphs.noisy_means import mean_error, shifted
 from trtship.graphs.operators import PRODUCTS
+from trtship.graphs.positions import stepwise_nodes
 from trtship.graphs.rounding import DEVIATION
 from trtship.graphs.roundings import FULL, TF32, roundings_of
+from trtship.graphs.slots import is_exact, is_size
 from trtship.spec import Precision
 
 if TYPE_CHECKING:
@@ -38,8 +41,9 @@ NEGLIGIBLE = 1 / 64
 
 
 class Sizes(msgspec.Struct, frozen=True):
-    """Relative size of a node's error, one deviation: of its `result`, of the `operand` that a product reads, and of
-    its `constants`, weights above all, that were rounded before.
+    """Relative size of a node's error, one deviation: of its `result`, of the `operand` that a product reads, of its
+    `constants`, weights above all, that were rounded before, and of the `mean` that a normalisation subtracts
+    (`trtship.graphs.noisy_means`).
 
     What happens to a term of an inner product belongs to the operand: that TF32 rounds it, that partial sums are
     rounded. Where large terms cancel, it is large against the result. A constant has the same error wherever it is
@@ -49,9 +53,11 @@ class Sizes(msgspec.Struct, frozen=True):
     result: float
     operand: float = 0.0
     constants: float = 0.0
+    mean: float = 0.0
 
     @property
     def largest(self) -> float:
+        """Of those that every row has: that of a mean is nothing where the mean is small."""
         return max(self.result, self.operand, self.constants)
 
 
@@ -70,7 +76,7 @@ def _sizes_of(node: onnx_ir.Node, precision: Precision, unit: float) -> Sizes:
     constants = rounded if any(map(_is_array, node.inputs)) else 0.0
     variance = rounding.variance - constants * constants
     if node.op_type not in PRODUCTS or not variance:
-        return Sizes(unit * math.sqrt(variance), constants=unit * constants)
+        return Sizes(unit * math.sqrt(variance), constants=unit * constants, mean=unit * mean_error(node))
     kinds = {value.dtype.name for value in node.outputs if value.dtype is not None}
     last = FULL if kinds == {"FLOAT"} else precision.unit_roundoff
     return Sizes(unit * last, unit * math.sqrt(max(variance - last * last, 0.0)), unit * constants)
@@ -81,35 +87,56 @@ def _is_array(value: onnx_ir.Value | None) -> bool:
     return value is not None and value.const_value is not None and value.const_value.size > 1
 
 
-def add_noise(model: onnx_ir.Model, sizes: Mapping[onnx_ir.Node, Sizes]) -> int:
-    """Give the float32 tensors that are computed from an input's elements errors of these sizes, and the graph the
-    input `DRAW`, a float32 scalar in [1, 2). Edits `model`; returns how many nodes became noisy."""
+def add_noise(model: onnx_ir.Model, sizes: Mapping[onnx_ir.Node, Sizes], *, untied: bool = False) -> int:
+    """Give the float32 tensors that are computed from an input's elements errors of these sizes.
+
+    Args:
+        model: The graph, which is edited: it gets the input `DRAW`, a float32 scalar in [1, 2).
+        sizes: The sizes of the errors, by node.
+        untied: Whether the terms of a product with constants err independently, as partial sums do, even where they are
+            equal: those of an edge filter on a flat picture cancel, and what rounding leaves is the output. As an error
+            of the constants, it is the same for all pixels, and no average takes it away: larger than it is elsewhere.
+
+    Returns:
+        How many nodes became noisy.
+    """
     least = NEGLIGIBLE * max((s.largest for s in sizes.values()), default=0.0)
     scalars = _Scalars(model.graph)
     noisy = 0
     for node, slot in _working_on_data(model):
         found = sizes.get(node, Sizes(0.0))
         for place, value in enumerate(node.inputs if found.constants > least else ()):
-            if value is not None and _is_array(value) and _is_float(value):
+            if value is not None and _is_array(value) and _is_float(value) and not is_exact(node.op_type, place):
                 _disturb_operand(model.graph, node, place, scalars, found.constants)
         if found.operand > least:
             _disturb_operand(model.graph, node, slot, scalars, found.operand)
+            for place, value in enumerate(node.inputs[:2] if untied else ()):
+                if value is not None and _is_array(value) and _is_float(value):
+                    _disturb_operand(model.graph, node, place, scalars, found.operand, untied=True)
         if found.result > least:
             for value in filter(_is_float, list(node.outputs)):
                 _disturb_result(model.graph, node, value, scalars, found.result)
+        if found.mean > least and _is_float(node.outputs[0]) and node.inputs[0] is not None:
+            _disturb_mean(model, node, scalars, found.mean)
         noisy += found.largest > least
     return noisy
 
 
 def _working_on_data(model: onnx_ir.Model) -> list[tuple[onnx_ir.Node, int]]:
-    """The nodes that work on the elements of an input, and not on its shape, and which of their inputs does."""
+    """Return the nodes that work on the elements of an input, and the first slot at which each does.
+
+    What works on a shape, or with a size (`trtship.graphs.slots.SIZES`), is exact. So are the positions that indices
+    and steps are made of.
+    """
+    stepwise = stepwise_nodes(model.graph)
     data = {value for value in model.graph.inputs if value.name not in model.graph.initializers}
     found = []
     for node in model.graph:
-        slots = [slot for slot, value in enumerate(node.inputs) if value in data]
-        if slots and node.op_type not in ("Shape", "Size"):
+        slots = [slot for slot, value in enumerate(node.inputs) if value in data and not is_size(node.op_type, slot)]
+        if slots:
             data.update(node.outputs)
-            found.append((node, slots[0]))
+            if node not in stepwise:
+                found.append((node, slots[0]))
     return found
 
 
@@ -133,12 +160,20 @@ class _Scalars:
         graph.insert_before(first, [split, inverse])
         self.split, self.inverse = split.outputs[0], inverse.outputs[0]
 
-    def constant(self, number: float) -> onnx_ir.Value:
+    def factors(self, value: onnx_ir.Value) -> onnx_ir.Value:
+        """Another number in [1, 2) for each element of a constant."""
+        assert value.const_value is not None
+        rng = np.random.default_rng(self._count)
+        return self.constant(rng.uniform(1, 2, value.const_value.numpy().shape))
+
+    def constant(self, number: Any) -> onnx_ir.Value:
         import onnx_ir as ir
 
         self._count += 1
-        tensor = ir.tensor(np.array(number, np.float32), name=f"trtship.noise.{self._count}")
-        value = ir.Value(name=tensor.name, shape=ir.Shape([]), type=ir.TensorType(tensor.dtype), const_value=tensor)
+        array = np.asarray(number, np.float32)
+        tensor = ir.tensor(array, name=f"trtship.noise.{self._count}")
+        shape = ir.Shape(array.shape)
+        value = ir.Value(name=tensor.name, shape=shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
         self._graph.register_initializer(value)
         return value
 
@@ -147,28 +182,54 @@ def _disturb_result(
     graph: onnx_ir.Graph, node: onnx_ir.Node, value: onnx_ir.Value, scalars: _Scalars, size: float
 ) -> None:
     """All who read `value`, which `node` makes, read it with an error."""
+    graph.insert_after(node, _erring(value, _in_place_of(value, "noisy"), scalars, size))
+
+
+def _disturb_mean(model: onnx_ir.Model, node: onnx_ir.Node, scalars: _Scalars, size: float) -> None:
+    """All who read the result of the normalisation `node` read it as of a mean with an error."""
+
+    def erring(value: onnx_ir.Value, disturbed: onnx_ir.Value, size: float) -> list[onnx_ir.Node]:
+        return _erring(value, disturbed, scalars, size)
+
+    new, opset = _in_place_of(node.outputs[0], "shifted"), model.opset_imports.get("", 1)
+    model.graph.insert_after(node, shifted(model.graph, node, new=new, size=size, opset=opset, erring=erring))
+
+
+def _in_place_of(value: onnx_ir.Value, kind: str) -> onnx_ir.Value:
+    """A value that all who read `value` read from now on. A graph output keeps its name."""
     import onnx_ir as ir
 
-    disturbed = ir.Value(name=f"{value.name}/noisy", shape=value.shape, type=value.type)
-    value.replace_all_uses_with(disturbed, replace_graph_outputs=True)
-    if disturbed.is_graph_output():
-        value.name, disturbed.name = f"{value.name}/exact", value.name
-    graph.insert_after(node, _erring(value, disturbed, scalars, size))
+    new = ir.Value(name=f"{value.name}/{kind}", shape=value.shape, type=value.type)
+    value.replace_all_uses_with(new, replace_graph_outputs=True)
+    if new.is_graph_output():
+        value.name, new.name = f"{value.name}/before/{kind}", value.name
+    return new
 
 
-def _disturb_operand(graph: onnx_ir.Graph, node: onnx_ir.Node, slot: int, scalars: _Scalars, size: float) -> None:
-    """`node` alone reads its input with an error."""
+def _disturb_operand(
+    graph: onnx_ir.Graph, node: onnx_ir.Node, slot: int, scalars: _Scalars, size: float, *, untied: bool = False
+) -> None:
+    """`node` alone reads its input with an error; `untied`: one that equal elements of a constant do not share."""
     import onnx_ir as ir
 
     value = node.inputs[slot]
     assert value is not None
+    factors = scalars.factors(value) if untied else None
     disturbed = ir.Value(name=f"{value.name}/noisy/{node.outputs[0].name}/{slot}", shape=value.shape, type=value.type)
-    graph.insert_before(node, _erring(value, disturbed, scalars, size))
+    graph.insert_before(node, _erring(value, disturbed, scalars, size, factors=factors))
     node.replace_input_with(slot, disturbed)
 
 
-def _erring(value: onnx_ir.Value, disturbed: onnx_ir.Value, scalars: _Scalars, size: float) -> list[onnx_ir.Node]:
-    """The nodes that make `disturbed` of `value`."""
+def _erring(
+    value: onnx_ir.Value,
+    disturbed: onnx_ir.Value,
+    scalars: _Scalars,
+    size: float,
+    *,
+    factors: onnx_ir.Value | None = None,
+) -> list[onnx_ir.Node]:
+    """The nodes that make `disturbed` of `value`; with `factors`, each element is scaled by its own before it is split,
+    and back."""
     import onnx_ir as ir
 
     def made(op: str, *inputs: onnx_ir.Value) -> onnx_ir.Value:
@@ -177,10 +238,12 @@ def _erring(value: onnx_ir.Value, disturbed: onnx_ir.Value, scalars: _Scalars, s
 
     nodes: list[onnx_ir.Node] = []
     plain = made("Clip", value, scalars.low, scalars.high)
+    plain = plain if factors is None else made("Mul", plain, factors)
     scaled = made("Mul", plain, scalars.draw)
     split = made("Mul", plain, scalars.split)
     high = made("Sub", split, made("Sub", split, scaled))
     strength = made("Mul", scalars.inverse, scalars.constant(size / (DEVIATION * SPLIT_ROUNDOFF)))
     error = made("Mul", made("Sub", high, scaled), strength)
+    error = error if factors is None else made("Div", error, factors)
     nodes.append(ir.Node("", "Add", [value, error], outputs=[disturbed]))
     return nodes

@@ -37,7 +37,8 @@ KEPT_IN_FP32 = (
         "InstanceNormalization", "GroupNormalization", "BatchNormalization", "LpNormalization",
         "MeanVarianceNormalization", "CumSum",
         "Exp", "Log", "Pow", "Sqrt", "Reciprocal",
-        "GridSample", "RoiAlign", "NonMaxSuppression", "Range", "EyeLike",
+        "Sin", "Cos", "Tan", "Asin", "Acos", "Acosh", "Atanh", "Sinh", "Cosh", "Mod",
+        "GridSample", "AffineGrid", "DeformConv", "RoiAlign", "NonMaxSuppression", "Range", "EyeLike",
         "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial",
     }
 )  # fmt: skip
@@ -64,11 +65,25 @@ MOVES = EXACT - {
 }  # fmt: skip
 """Of those, the ones that only move values: they take the type of what they move."""
 
+FUNCTIONS = frozenset(
+    {
+        "Sqrt", "Reciprocal", "Pow", "Exp", "Log", "Tanh", "Sigmoid", "HardSigmoid", "Erf", "Softplus", "Softsign",
+        "Atan", "Asinh", "Sinh", "Cosh",
+    }
+)  # fmt: skip
+"""Functions of one element; those of `trtship.graphs.slots.ANGLES` apart."""
+
 ELEMENTWISE = frozenset(
     {"Add", "Sub", "Mul", "Div", "Neg", "Abs", "Max", "Min", "Clip", "Where", "Sum", "Mean", "Sign", "Floor", "Ceil",
      "Round", "Relu"}
 )  # fmt: skip
 """One output element from one element of each input."""
 
-FP32_SLOTS = frozenset({("Resize", 1), ("Resize", 2), ("Dropout", 1)})
-"""Inputs that are no data: the region and scales of a Resize, the ratio of a Dropout."""
+FP32_SLOTS = frozenset(
+    {("Resize", 1), ("Resize", 2), ("Upsample", 1), ("Dropout", 1), ("OneHot", 0), ("OneHot", 1)}
+    | {("NonMaxSuppression", slot) for slot in (0, 1, 3, 4)}
+    | {("Range", slot) for slot in range(3)}
+)
+"""Inputs that stay float32 whatever type the operator computes in: the region and scales of a Resize, the ratio of a
+Dropout, what counts. (`trtship.graphs.slots` lists all inputs that are no activations; the others are integers, or have
+the type of the data by definition.)"""

@@ -32,6 +32,9 @@ QUANTILE = 4.891638
 DEVIATION = math.sqrt(1 / (8 * math.log(2)))
 """Of one rounding's relative error, in units of u."""
 LAMBDA = QUANTILE * DEVIATION
+CEILING = 0.1
+"""No derived bound is above it: a cosine of 0.995. A network that rounding moves further is not to be run in that
+precision, right or wrong; who thinks otherwise can say so (--max-rel-l2)."""
 
 
 class RoundingBound(Record, frozen=True):

@@ -3,7 +3,8 @@
 The nodes that are named to be kept stay, and so do the heads (`trtship.passes.heads`): the product behind the pooling,
 whose errors are the outputs' own. Then five rules, in the order of `_stays`:
 
-1. Index arithmetic (floats that only become integers) is exact or wrong, so it stays.
+1. What rounding would break stays (`trtship.graphs.positions`): positions, sines and steps with the chain that computes
+   their arguments, coordinates, and floats that become integers or sizes.
 2. Operators of `KEPT_IN_FP32`, and those whose ONNX definition has no low-precision form, stay.
 3. What only moves values follows its input, unless everything downstream stays anyway.
 4. Element by element arithmetic stays where a *statistic* takes part (a sum over a dimension and what is computed
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from trtship.errors import SpecError
 from trtship.graphs.operators import ELEMENTWISE, FP32_SLOTS, KEPT_IN_FP32, MOVES, REDUCTIONS
+from trtship.graphs.positions import exact_nodes
 from trtship.passes.constants import in_range, is_tiny
 from trtship.passes.heads import heads
 from trtship.passes.quantize_places import name_of
@@ -64,7 +66,7 @@ class Assignment:
         self._wide: set[onnx_ir.Value] = set()
         self._full_values: set[onnx_ir.Value] = set()
         nodes = [node for node in model.graph if any(map(is_float, (*node.inputs, *node.outputs)))]
-        self._indices, self._heads = _index_arithmetic(nodes), heads(model)
+        self._exact, self._heads = exact_nodes(model.graph), heads(model)
         for node in nodes:
             variable = [value for value in node.inputs if value is not None and is_float(value)]
             variable = [value for value in variable if not is_constant(value)]
@@ -77,7 +79,7 @@ class Assignment:
         op = node.op_type
         if name_of(node) in self._keep or node in self._heads:
             return True
-        if node in self._indices or op in KEPT_IN_FP32 or not self._has_low_form(node):
+        if node in self._exact or op in KEPT_IN_FP32 or not self._has_low_form(node):
             return True
         if op == "Cast":
             return not variable or variable[0] in self._full_values
@@ -130,23 +132,6 @@ class Assignment:
                 if is_data and wanted not in allowed.get(formal.type_str, [formal.type_str]):
                     return False
         return True
-
-
-def _index_arithmetic(nodes: list[onnx_ir.Node]) -> set[onnx_ir.Node]:
-    found: set[onnx_ir.Node] = set()
-    for node in reversed(nodes):
-        if node.op_type not in ELEMENTWISE | MOVES | {"Cast"}:
-            continue
-        users = [user for output in node.outputs for user in output.consumers()]
-        leaves = any(output.is_graph_output() for output in node.outputs)
-        if users and not leaves and all(user in found or _makes_integers(user) for user in users):
-            found.add(node)
-    return found
-
-
-def _makes_integers(node: onnx_ir.Node) -> bool:
-    kind = node.outputs[0].dtype
-    return node.op_type == "Cast" and kind is not None and kind.is_integer()
 
 
 def _feeds_only_kept(value: onnx_ir.Value) -> bool:

@@ -14,8 +14,10 @@ from trtship.graphs.operators import FP32_STATISTICS
 from trtship.graphs.storage import EXTERNAL_OVER
 from trtship.passes.assign import Assignment, is_float
 from trtship.passes.base import Interface, Pass, PassResult
+from trtship.passes.einsum import write_small_letters
 from trtship.passes.gelu import write_gelus
 from trtship.passes.opset import raise_opset
+from trtship.passes.outer import write_outer_products
 from trtship.passes.retype import Clipped, Retyping
 from trtship.spec import Precision, Record, TensorSpec
 
@@ -54,7 +56,8 @@ class ToPrecision(Pass[PrecisionReport]):
     fp8 and int8 take a graph with Q/DQ (`trtship.passes.quantize`), and make what is not between these fp16. Scales are
     fp16 numbers then, too: those of a graph from elsewhere are rounded.
 
-    fp32 and tf32 leave the graph as it is: TF32 is a way to multiply fp32 tensors, which the builder chooses.
+    fp32 leaves the graph as it is, but for the letters of einsum equations, and so does tf32, outer products of
+    positions apart (`trtship.passes.outer`): TF32 is a way to multiply fp32 tensors, which the builder chooses.
     Softmax runs in fp32 between two casts; LayerNormalization says `stash_type=1`, fp32 statistics, for itself.
     """
 
@@ -80,8 +83,10 @@ class ToPrecision(Pass[PrecisionReport]):
 
     def call(self, model: onnx_ir.Model) -> PassResult[PrecisionReport]:
         """Edits `model`. Raises GraphError for subgraphs, tensors of unknown type, and opsets that are too old."""
+        renamed = write_small_letters(model) > 0
         if self.precision.graph_dtype == "float32":
-            return PassResult(model, False, PrecisionReport(precision=self.precision, io_dtype=self.io_dtype))
+            modified = (self.precision is Precision.TF32 and _without_outer_products(model)) or renamed
+            return PassResult(model, modified, PrecisionReport(precision=self.precision, io_dtype=self.io_dtype))
         import onnx_ir as ir
 
         if self.precision.quantized and not any(node.op_type == "DequantizeLinear" for node in model.graph):
@@ -92,6 +97,7 @@ class ToPrecision(Pass[PrecisionReport]):
             )
         low = ir.DataType[self.precision.graph_dtype.upper()]
         prepare(model, low)
+        write_outer_products(model)
         assignment = Assignment(model, low, keep=self.keep)
         for node in model.graph:
             if node.op_type in FP32_STATISTICS:
@@ -112,6 +118,14 @@ class ToPrecision(Pass[PrecisionReport]):
             gelus=write_gelus(model),
         )
         return PassResult(model, True, report)
+
+
+def _without_outer_products(model: onnx_ir.Model) -> bool:
+    """Infer types and write outer products of positions as multiplications; return whether there were any."""
+    from onnx_ir.passes.common import ShapeInferencePass
+
+    ShapeInferencePass(strict_mode=False)(model)
+    return write_outer_products(model) > 0
 
 
 def to_precision(

@@ -19,25 +19,30 @@ gave 6e-7.) So the counted bound stands, times the gain where that is above 1. T
 For int8 and fp8 the errors of the quantized tensors are measured with the rest. Two runs of one quantized graph are
 soon as far apart as each is from the original: numbers near a step's edge go to either side. Their own error is taken
 for all of it.
+
+*Where numbers cancel* (the mean of a flat picture is subtracted from it) the errors of fp32 arithmetic count in every
+precision. On the edge rows they are measured as well, with fp32's errors alone, and added. A row on which an output is
+next to nothing is held to an absolute bound (`trtship.graphs.small_rows`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Mapping
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
+from trtship.graphs.rounding import CEILING as CEILING
 from trtship.graphs.rounding import LAMBDA, QUANTILE, RoundingBound
+from trtship.graphs.small_rows import floors, row_sizes
 from trtship.measure import measure
 from trtship.spec import Precision
 from trtship.verify.noise import Noise, measured_noise
 from trtship.verify.reference import Reference
 from trtship.verify.verdict import Bound
 
-CEILING = 0.1
-"""No derived bound is above it: a cosine of 0.995. A network that rounding moves further is not to be run in that
-precision, right or wrong; who thinks otherwise can say so (--max-rel-l2)."""
 QUANTIZED_CEILING = 0.5
 """int8 and fp8 lose more, and top-1 stands it better than rounding's figures suggest: evaluation is their gate. An
 output of zeros is off by 1, and a bound must stay well below what tells nothing."""
@@ -51,32 +56,82 @@ def derive_bounds(
     counted: RoundingBound,
     path: float,
     losses: Mapping[str, float] | None = None,
+    graph: Path | None = None,
 ) -> dict[str, Bound]:
     """The bounds on relative L2 of `graph fp32`, of `graph <precision>` and of `plan`.
 
     `counted` is the fp32 graph's bound, `path` the error of the longest path, one deviation, of the strongly typed
-    graph at `typed`, and `losses` what quantization takes from its tensors (`measured_noise`). Raises GraphError.
+    graph at `typed`, and `losses` what quantization takes from its tensors (`measured_noise`). `graph` is the fp32
+    graph, whose weights cancel where those of a lower precision do not; None for `typed`. Raises GraphError.
     """
-    noise = measured_noise(typed, precision, reference, losses=losses)
-    seen = _seen(reference)
+    is_full = precision is Precision.FP32
+    noise = measured_noise(typed, precision, reference, losses=losses, edges=not is_full)
+    full_noise = noise
+    if graph is not None or not precision.quantized:
+        has_small = bool(noise.small) or _has_small_rows(reference)
+        full_noise = measured_noise(graph or typed, Precision.FP32, reference, rows=has_small, untied=True)
+        noise = _together(noise, full_noise)
+    seen = _seen(reference, floors(full_noise.small, CEILING))
     gain = max(noise.worst / path if path else 0.0, seen * QUANTILE / counted.bound if counted.bound else 0.0)
     full = min(counted.bound * max(1.0, gain), CEILING / 2)
     told = f"; eager fp32 is {seen:.3g} from fp64" if seen else ""
+    edges = {
+        name: max(
+            counted.bound * max(1.0, gain, deviation / path if path else 0.0),
+            QUANTILE * full_noise.edges.get(name, 0.0),
+        )
+        for name, deviation in noise.edges.items()
+    }
     fp32 = Bound(
         value=2 * full,
         source=f"{counted.derivation}; times the network's gain where it is above 1 (measured: {gain:.3g}{told}); "
         "twice, since the fp32 original rounds as well",
         own=full,
-        rows=_rows(noise, lambda d: 2 * counted.bound * max(1.0, gain, d / path if path else 0.0), 2 * full, CEILING),
+        rows=_over({name: 2 * value for name, value in edges.items()}, 2 * full, CEILING),
     )
-    found = {"graph fp32": fp32}
+    found = {"graph fp32": _with_floors(fp32, full_noise)}
     if precision is not Precision.FP32:
-        found[f"graph {precision.value}"] = _low(precision, noise, full)
+        found[f"graph {precision.value}"] = _with_floors(_low(precision, noise, full, edges), noise)
     return {**found, "plan": found[f"graph {precision.value}"]}
 
 
-def _low(precision: Precision, noise: Noise, full: float) -> Bound:
-    """At least one rounding of the result itself, however little was measured."""
+def _has_small_rows(reference: Reference) -> bool:
+    """Whether an output is much smaller on one of the rows than on all."""
+    usual = row_sizes(reference.outputs, whole=True)
+    rows = row_sizes(reference.outputs, whole=not reference.rowwise)
+    return any(size < CEILING * usual[0][name] for row in rows for name, size in row.items())
+
+
+def _together(low: Noise, full: Noise) -> Noise:
+    """The noise of a low precision with that of the fp32 arithmetic in it, which is too small to be measured together
+    with it, and which counts where numbers cancel: both are independent."""
+
+    def joined(first: Mapping[str, float], second: Mapping[str, float]) -> dict[str, float]:
+        return {name: math.hypot(first.get(name, 0.0), second.get(name, 0.0)) for name in {**first, **second}}
+
+    small = {
+        name: joined(low.small_edges.get(name, {}), full.small_edges.get(name, {}))
+        for name in {**low.small_edges, **full.small_edges}
+    }
+    edges = joined(low.edges, full.edges)
+    return Noise(low.rows, edges, joined(low.small, full.small), small)
+
+
+def _with_floors(bound: Bound, noise: Noise) -> Bound:
+    """`bound`, where outputs that are next to nothing are held to their noise (`trtship.graphs.small_rows`). Of a row
+    with a bound of its own, the subject's part is the same share."""
+    assert bound.own is not None
+    own = bound.own
+    rows = {
+        name: floors(small, own * bound.rows.get(name, bound.value) / bound.value)
+        for name, small in noise.small_edges.items()
+    }
+    return msgspec.structs.replace(bound, floors=floors(noise.small, own), row_floors=rows)
+
+
+def _low(precision: Precision, noise: Noise, full: float, edges: Mapping[str, float]) -> Bound:
+    """At least one rounding of the result itself, however little was measured. `edges` is the original's part on each
+    edge row."""
     least, ceiling = LAMBDA * precision.unit_roundoff, QUANTIZED_CEILING if precision.quantized else CEILING
     own = max(QUANTILE * noise.worst, least)
     capped = f", held to at most {ceiling}: rounding alone may move it further" if own + full > ceiling else ""
@@ -86,22 +141,26 @@ def _low(precision: Precision, noise: Noise, full: float) -> Bound:
         f"reference rows; times {QUANTILE:.3g} (normal quantile for 1e-6, which no Gaussian vector exceeds more often: "
         f"Szekely and Bakirov 2003) = {own:.3g}; plus {full:.3g} for the fp32 original{capped}",
         own=min(own, ceiling),
-        rows=_rows(noise, lambda d: max(QUANTILE * d, least) + full, own + full, ceiling),
+        rows=_over(
+            {name: max(QUANTILE * d, least) + edges.get(name, full) for name, d in noise.edges.items()},
+            own + full,
+            ceiling,
+        ),
     )
 
 
-def _rows(noise: Noise, bound_of: Callable[[float], float], usual: float, ceiling: float) -> dict[str, float]:
+def _over(found: Mapping[str, float], usual: float, ceiling: float) -> dict[str, float]:
     """Of the edge rows whose noise is above the reference's: their own bounds."""
-    found = {name: bound_of(deviation) for name, deviation in noise.edges.items()}
     return {name: min(value, ceiling) for name, value in found.items() if value > usual}
 
 
-def _seen(reference: Reference) -> float:
-    """How far the original in fp32 is from itself in fp64: the worst row's relative L2; 0 where that is not known."""
+def _seen(reference: Reference, least: Mapping[str, float]) -> float:
+    """How far the original in fp32 is from itself in fp64: the worst row's relative L2; 0 where that is not known.
+    Rows count as having at least these sizes."""
     if reference.exact is None:
         return 0.0
     found = [
-        measure(exact, reference.outputs[name], output=name, sizes={}).rel_l2
+        measure(exact, reference.outputs[name], output=name, sizes={}, floor=least.get(name, 0.0)).rel_l2
         for name, exact in reference.exact.items()
         if np.asarray(exact).dtype.kind == "f"
     ]

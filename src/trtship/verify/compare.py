@@ -46,7 +46,8 @@ def compare(
                 measures=tuple(measures),
             )
         for name in expected:
-            found = [measure(expected[name], outputs[name], output=name, sizes=sizes) for outputs in runs]
+            floor = bound.floors.get(name, 0.0)
+            found = [measure(expected[name], outputs[name], output=name, sizes=sizes, floor=floor) for outputs in runs]
             measures.append(max(found, key=lambda one: (not one.finite, one.rel_l2 or 0.0)))
     return judged(subject, gate, measures, bound=bound, runtime=session.runtime)
 

@@ -13,6 +13,7 @@ import numpy as np
 from trtship.graphs import load_graph
 from trtship.graphs.noise import AMPLIFIED, open_noisy, spread
 from trtship.graphs.noisy import Sizes, noise_sizes
+from trtship.graphs.small_rows import RowNoise, judge_all, row_sizes, worst_of
 from trtship.passes.emulate import Emulate
 from trtship.session.onnxruntime import OnnxRuntimeSession
 from trtship.spec import Precision
@@ -28,10 +29,16 @@ CHUNK = 4
 
 class Noise(msgspec.Struct, frozen=True):
     """Relative L2 error that rounding alone gives, one deviation: `rows` of the reference and `edges` by name; the
-    worst output's. A row on which the graph says NaN or Inf has none."""
+    worst output's. A row on which the graph says NaN or Inf has none.
+
+    `small` has the outputs that are next to nothing on some row, and the deviation of an element there
+    (`trtship.graphs.small_rows`); `small_edges` has those of each edge row.
+    """
 
     rows: tuple[float, ...]
     edges: dict[str, float]
+    small: dict[str, float] = {}
+    small_edges: dict[str, dict[str, float]] = {}
 
     @property
     def worst(self) -> float:
@@ -48,11 +55,19 @@ class _InFull(Emulate):
 
 
 def measured_noise(
-    graph: Path, precision: Precision, reference: Reference, *, losses: Mapping[str, float] | None = None
+    graph: Path,
+    precision: Precision,
+    reference: Reference,
+    *,
+    losses: Mapping[str, float] | None = None,
+    rows: bool = True,
+    edges: bool = True,
+    untied: bool = False,
 ) -> Noise:
     """Run the strongly typed `graph` on the reference's rows and edges, several times with the errors that `precision`
     makes (`trtship.graphs.noisy`). `losses` are what quantization adds: relative errors, one deviation, by the name
-    of the tensor that has them; those of activations then take the place of the quantization itself.
+    of the tensor that has them; those of activations then take the place of the quantization itself. `rows` and
+    `edges` say which of the two are measured; `untied` is for cancelling terms (`trtship.graphs.noisy.add_noise`).
 
     What is measured is how far these runs are apart, and not how far they are from the original: a graph that is
     wrong has the same noise as the right one, and gets no wider a bound. Raises GraphError.
@@ -62,12 +77,26 @@ def measured_noise(
     sizes = noise_sizes(model, precision, amplified=amplified)
     if losses:
         sizes |= _with_losses(model, sizes, losses)
-    with open_noisy(_InFull()(model).model, sizes) as session:
-        rows, edges = _noise_of(session, reference)
+    if not edges:
+        reference = msgspec.structs.replace(reference, edges=None)
+    with open_noisy(_InFull()(model).model, sizes, untied=untied) as session:
+        at_rows, at_edges = _noise_of(session, reference, rows=rows)
+    return _judged(at_rows, at_edges, reference, amplified)
+
+
+def _judged(rows: list[RowNoise], edges: list[RowNoise], reference: Reference, amplified: float) -> Noise:
     names = reference.edges.names if reference.edges is not None else ()
+    whole = not reference.rowwise
+    usual = row_sizes(reference.outputs, whole=True)[0] if reference.outputs else {}
+    sizes = row_sizes(reference.outputs, whole=whole)
+    each = judge_all([row.scaled(1 / amplified) for row in rows], sizes, usual)
+    sizes = row_sizes(reference.edges.outputs) if reference.edges is not None else []
+    at_edges = judge_all([row.scaled(1 / amplified) for row in edges], sizes, usual)
     return Noise(
-        tuple(v / amplified for v in rows if np.isfinite(v)),
-        {name: v / amplified for name, v in zip(names, edges, strict=True) if np.isfinite(v)},
+        tuple(one.relative for one in each if np.isfinite(one.relative)),
+        {name: one.relative for name, one in zip(names, at_edges, strict=True) if np.isfinite(one.relative)},
+        worst_of(one.small for one in each),
+        {name: one.small for name, one in zip(names, at_edges, strict=True) if one.small},
     )
 
 
@@ -95,20 +124,24 @@ def _with_losses(
     return found
 
 
-def _noise_of(session: OnnxRuntimeSession, reference: Reference) -> tuple[list[float], list[float]]:
-    """Of each row, and of each edge row; NaN where there is none."""
+def _noise_of(
+    session: OnnxRuntimeSession, reference: Reference, *, rows: bool
+) -> tuple[list[RowNoise], list[RowNoise]]:
+    """Of each row, and of each edge row."""
     edges = reference.edges.inputs if reference.edges is not None else None
     if reference.batch is not None:
-        return _by_rows(session, reference.inputs), [] if edges is None else _by_rows(session, edges)
-    rows = spread(session, as_session_takes(session, reference.inputs), whole=not reference.rowwise)
+        each = _by_rows(session, reference.inputs) if rows else []
+        return each, [] if edges is None else _by_rows(session, edges)
+    taken = as_session_takes(session, reference.inputs)
+    found = spread(session, taken, whole=not reference.rowwise) if rows else []
     count = len(reference.edges.names) if reference.edges is not None else 0
-    each = [{name: a[i] for name, a in (edges or {}).items()} for i in range(count)]
-    return rows, [spread(session, as_session_takes(session, feeds), whole=True)[0] for feeds in each]
+    apart = [{name: a[i] for name, a in (edges or {}).items()} for i in range(count)]
+    return found, [spread(session, as_session_takes(session, feeds), whole=True)[0] for feeds in apart]
 
 
-def _by_rows(session: OnnxRuntimeSession, feeds: Mapping[str, Any]) -> list[float]:
+def _by_rows(session: OnnxRuntimeSession, feeds: Mapping[str, Any]) -> list[RowNoise]:
     count = len(next(iter(feeds.values())))
-    found: list[float] = []
+    found: list[RowNoise] = []
     for begin in range(0, count, CHUNK):
         some = {name: array[begin : begin + CHUNK] for name, array in feeds.items()}
         found += spread(session, as_session_takes(session, some))

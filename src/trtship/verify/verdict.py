@@ -23,13 +23,17 @@ class Bound(Record, frozen=True):
     """The largest value that passes, and where it comes from.
 
     `own` is the part of a bound on relative L2 that the subject's own rounding has (the rest is the original's), None
-    where it was not told apart. `rows` are the bounds of single rows of the reference's edges, by name.
+    where it was not told apart. `rows` are the bounds of single rows of the reference's edges, by name. `floors` are
+    the sizes of an element that outputs count as having at least (`trtship.measure.measure`), by output; `row_floors`
+    those of single edge rows.
     """
 
     value: float
     source: str
     own: float | None = None
     rows: dict[str, float] = msgspec.field(default_factory=dict)
+    floors: dict[str, float] = msgspec.field(default_factory=dict)
+    row_floors: dict[str, dict[str, float]] = msgspec.field(default_factory=dict)
 
     def covers(self, other: Bound) -> bool:
         """Whether all that passes `other` passes this one: it is at least as wide, for every row."""
@@ -37,7 +41,27 @@ class Bound(Record, frozen=True):
             return self == other
         rows = {*self.rows, *other.rows}
         values = [(self.rows.get(row, self.value), other.rows.get(row, other.value)) for row in rows]
-        return all(ours >= theirs for ours, theirs in [(self.value, other.value), (self.own, other.own), *values])
+        values += [(self.value, other.value), (self.own, other.own)]
+        for ours, theirs in [(self.floors, other.floors), *((self.on(row), other.on(row)) for row in other.row_floors)]:
+            values += [(ours.get(output, 0.0), floor) for output, floor in theirs.items()]
+        return all(ours >= theirs for ours, theirs in values)
+
+    def on(self, row: str) -> dict[str, float]:
+        """The floors of an edge row."""
+        own = self.row_floors.get(row, {})
+        return {name: max(self.floors.get(name, 0.0), own.get(name, 0.0)) for name in {**self.floors, **own}}
+
+    def replaced(self, value: float, source: str) -> Bound:
+        """Return a bound of another value, with the subject's own part of this one. What small rows may be off by,
+        absolutely, stays as it is."""
+        own = self.value if self.own is None else self.own
+        share = self.value / value if value else 0.0
+
+        def scaled(floors: dict[str, float]) -> dict[str, float]:
+            return {name: floor * share for name, floor in floors.items()}
+
+        rows = {name: scaled(floors) for name, floors in self.row_floors.items()}
+        return Bound(value=value, source=source, own=own, floors=scaled(self.floors), row_floors=rows)
 
     def between_runs(self) -> Bound:
         """How far two runs of the same subject on the same rows may be apart, in relative L2.
@@ -50,6 +74,8 @@ class Bound(Record, frozen=True):
         return Bound(
             value=math.sqrt(2) * own,
             source=f"sqrt(2) * {own:.3g}: two runs of one subject, each with the rounding of its own",
+            floors=self.floors,
+            row_floors=self.row_floors,
         )
 
 

@@ -18,6 +18,8 @@ from trtship.verify import Bound
 from trtship.verify.bounds import derive_bounds
 
 BOUNDS = "bounds.json"
+HOLDS = "positions in fp32, floors of small rows, einsum in small letters"
+"""What this version of trtship makes here that an earlier one did not, so that an entry of its cache is not taken."""
 
 
 def typed(
@@ -52,13 +54,22 @@ def typed(
             path = quantization_bound(low, precision, noise).deviation
         with stages.progress.stage("measure the noise", f"what {precision.value} makes of the reference rows"):
             reference = read_reference(original, model)
-            found = derive_bounds(folder / GRAPH, precision, reference, counted=full, path=path, losses=noise)
+            found = derive_bounds(
+                folder / GRAPH,
+                precision,
+                reference,
+                counted=full,
+                path=path,
+                losses=noise,
+                graph=exact.folder / GRAPH,
+            )
         (folder / BOUNDS).write_bytes(to_json(found))
 
     inputs = {
         "graph": graph_digests(graph),
         "exact": graph_digests(exact),
         "reference": reference_digests(original),
+        "holds": HOLDS,
         "precision": precision.value,
         "kept": list(keep),
         "noise": noise,

@@ -64,7 +64,14 @@ class Attack:
 
     def compare(self, expected: Outputs, found: Outputs, **sizes: int) -> list[Measure]:
         """A measure for each output."""
-        return [measure(expected[name], found[name], output=name, sizes=sizes) for name in expected]
+        return self.measured(expected, found, self.bound.floors, **sizes)
+
+    def measured(self, expected: Outputs, found: Outputs, floors: Mapping[str, float], **sizes: int) -> list[Measure]:
+        """A measure for each output, whose rows count as having at least the size in `floors`."""
+        return [
+            measure(expected[name], found[name], output=name, sizes=sizes, floor=floors.get(name, 0.0))
+            for name in expected
+        ]
 
     def same(self, probe: Probe, measures: Iterable[Measure]) -> Verdict:
         """The verdict on runs that should be the same; what was measured is kept where it failed."""

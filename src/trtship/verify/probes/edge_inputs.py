@@ -35,7 +35,8 @@ class EdgeInputs(Probe):
             outputs = attack.run(feeds)
             for place, name in enumerate(names):
                 row = slice(None) if attack.reference.batch is None else slice(place, place + 1)
-                found[name] += attack.compare(taken(expected, row), taken(outputs, row), B=_rows(feeds))
+                floors = attack.bound.on(name)
+                found[name] += attack.measured(taken(expected, row), taken(outputs, row), floors, B=_rows(feeds))
         verdicts = {name: self._row(attack, name, found[name]) for name in edges.names if finite[name]}
         if not verdicts:
             return not_run(attack.subject, self.name, "the original says NaN or Inf of every edge row")
