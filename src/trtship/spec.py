@@ -47,7 +47,7 @@ def from_json(data: bytes, kind: type[T], *, what: str) -> T:
     """Parse strictly; raises SpecError naming `what` and the offending key."""
     try:
         return msgspec.json.decode(data, type=kind)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, OverflowError) as error:
         raise SpecError(f"{what} is not valid", why=str(error)) from error
 
 

@@ -225,7 +225,7 @@ def load(
     memory_limit: float | None = None,
     graphs: int = 64,
     verify_key: str | Path | None = None,
-    verify_certificates: str | Path | Sequence[str | Path] = (),
+    verify_certificates: str | Path | Sequence[str | Path] | None = None,
     progress: Progress = SILENT,
 ) -> BundleSession:
     """Open a bundle on the best runtime of this machine; every hash is checked before anything native reads a byte.
@@ -243,7 +243,7 @@ def load(
     none. onnxruntime heeds `memory_limit` alone, on a GPU, for its arena.
 
     With `verify_key`, the PEM file of a public key, or `verify_certificates`, the bundle must bear a valid signature
-    (`trtship sign`), which is checked before anything else.
+    (`trtship sign`), which is checked before anything else. An empty list of certificates is an error.
 
     Raises BundleError and MachineError (and their subclasses: GpuMemoryError where the GPU's memory, or `memory_limit`,
     has no room for the plan), GateError where the plan's outputs are not the model's, SpecError for an argument that

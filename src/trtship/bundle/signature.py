@@ -17,8 +17,9 @@ from typing import Any
 
 import msgspec
 
-from trtship.bundle.bundle import MANIFEST, SIGNATURE, Bundle, folder_of
+from trtship.bundle.bundle import Bundle, folder_of
 from trtship.bundle.manifest import read_manifest
+from trtship.bundle.names import MANIFEST, SIGNATURE
 from trtship.errors import BundleSignatureError, DependencyError, OutputError, SpecError
 from trtship.files import whole_file
 from trtship.needs import need
@@ -35,12 +36,27 @@ class Trust(msgspec.Struct, frozen=True):
     certificates: tuple[str, ...] = ()
 
     @staticmethod
-    def of(key: str | Path | None, certificates: str | Path | Sequence[str | Path] = ()) -> Trust | None:
-        """None where nobody's is asked for; one certificate may come without a list around it. Raises SpecError for
-        both at once, or a file that is not there."""
-        certificates = _listed(certificates)
-        if key is None and not certificates:
+    def of(key: str | Path | None, certificates: str | Path | Sequence[str | Path] | None = None) -> Trust | None:
+        """Return whose signature is asked for; None where both arguments are None.
+
+        Args:
+            key: the path of a public key.
+            certificates: the path of a certificate, or several. An empty list is an error, not "no signature": who
+                passes a list asks for one.
+
+        Raises:
+            SpecError: both are given, the list is empty, or a file is not there.
+        """
+        if key is None and certificates is None:
             return None
+        asked = certificates is not None
+        certificates = _listed(certificates)
+        if asked and not certificates:
+            raise SpecError(
+                "no certificate was given",
+                why="the list of certificates is empty, and a signature that nobody is trusted for proves nothing",
+                do="name a certificate, or pass None to load bundles that are not signed",
+            )
         if key is not None and certificates:
             raise SpecError("a key and certificates were given", why="a bundle has one signature", do="name one")
         for file in (*certificates, *([] if key is None else [key])):
@@ -195,6 +211,10 @@ def _no_path(file: object) -> SpecError:
 def _check_file(path: object) -> None:
     if not isinstance(path, (str, os.PathLike)):
         raise _no_path(path)
+    if not os.fspath(path):
+        raise SpecError(
+            "an empty path was given for a key or certificate", why="it names no file", do="pass the path of a PEM file"
+        )
     if not Path(path).is_file():
         raise SpecError(
             f"there is no file {path}", why="it was to be read as a key or certificate", do="check the path"

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import msgspec
 
-from trtship.bundle.bundle import MANIFEST, Bundle
+from trtship.bundle.bundle import Bundle
+from trtship.bundle.names import MANIFEST
 from trtship.bundle.subjects import Checks, subjects_of
 from trtship.bundle.top1 import originals_of
 from trtship.files import check_writable
@@ -60,8 +61,8 @@ def verify_bundle(
         progress=progress,
     )
     merged = merge(opened.manifest.verdicts, fresh)
-    if record:
-        opened.with_verdicts(merged)
+    if record:  # with those that others recorded meanwhile
+        merged = opened.with_verdicts(lambda now: merge(now, fresh)).manifest.verdicts
     return _told(merged, fresh, gates)
 
 

@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     from trtship.bench import bench
     from trtship.bench.original import options_of, original_of
     from trtship.bundle import Bundle
-    from trtship.bundle.bundle import MANIFEST
+    from trtship.bundle.names import MANIFEST
     from trtship.files import check_writable
     from trtship.report import record_bench
 
