@@ -35,6 +35,15 @@ RENAME_EXCHANGE = 2
 """Of Linux's renameat2, include/uapi/linux/fs.h: both paths change places in one step."""
 
 
+KINDS = {
+    stat.S_IFDIR: "a directory",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+}
+
+
 class NotRegularError(OSError):
     """A FIFO, socket, device or folder stands where a file is to be read."""
 
@@ -51,8 +60,10 @@ def open_regular(path: str | Path) -> Iterator[BinaryIO]:
     """
     # O_NONBLOCK: opening a FIFO would wait for a writer; on a regular file it has no effect
     with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise NotRegularError(errno.EINVAL, "it is not a regular file", str(path))
+        mode = os.fstat(file.fileno()).st_mode
+        if not stat.S_ISREG(mode):
+            kind = KINDS.get(stat.S_IFMT(mode), "no file")
+            raise NotRegularError(errno.EINVAL, f"it is {kind}, and a regular file is read", str(path))
         yield file
 
 

@@ -17,6 +17,7 @@ from trtship.bundle.limits import MAX_MANIFEST_BYTES, check_manifest_size, max_b
 from trtship.bundle.manifest import Manifest, read_manifest, seal
 from trtship.bundle.names import MANIFEST, REPORT, SIGNATURE
 from trtship.bundle.reference_files import check_npy, check_reference
+from trtship.bundle.stage_reports import read_report
 from trtship.errors import BundleCorruptError, BundleError, OutputError, SpecError
 from trtship.files import NotRegularError, copy_hashed, locked, open_regular, read_bounded, sha256_of, whole_file
 from trtship.progress import SILENT, Progress
@@ -155,18 +156,17 @@ class Bundle(msgspec.Struct, frozen=True):
     def evidence(self, stage: str) -> dict[str, Any]:
         """The report of a stage: `export`, `simplify`, `optimize`, `precision`, `build`; empty where there is none.
 
-        Raises BundleCorruptError, and BundleError for what is not a JSON object.
+        Raises BundleCorruptError, and BundleError for what is not such a report (`trtship.bundle.stage_reports`).
         """
         name = f"evidence/{stage}.json"
         if name not in self.manifest.files:
             return {}
         try:
-            found: dict[str, Any] = msgspec.json.decode(self.read(name), type=dict[str, Any])
+            return read_report(stage, self.read(name))
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise BundleError(
                 f"{self.folder / name} is not a stage's report", why=str(error), do="deploy the model again"
             ) from error
-        return found
 
     def reference(self) -> Reference:
         """The inputs and eager-PyTorch outputs that the bundle carries.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from trtship.errors import BundleError
+from trtship.errors import GraphError
 
 MAX_FIELDS = 5_000_000
 """Fields that are looked at. A graph of 100,000 nodes has about 2 million; reading this many takes seconds."""
@@ -40,7 +40,7 @@ def external_locations(graph: bytes, *, what: str) -> tuple[str, ...]:
         what: how messages call it.
 
     Raises:
-        BundleError: the bytes are not protobuf, or have more than `MAX_FIELDS` fields.
+        GraphError: the bytes are not protobuf, or have more than `MAX_FIELDS` fields.
     """
     if graph[4:8] == ORT_FORMAT:
         raise _refused(what, "it is in onnxruntime's own format")
@@ -128,7 +128,7 @@ def _varint(data: bytes, at: int, end: int) -> tuple[int, int]:
     raise _Malformed("a number does not end")
 
 
-def _refused(what: str, why: str) -> BundleError:
-    return BundleError(
+def _refused(what: str, why: str) -> GraphError:
+    return GraphError(
         f"{what} is not opened", why=why, do="deploy the model again, or copy the bundle again from where it was made"
     )

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from trtship.bundle.bundle import Bundle
 from trtship.bundle.external_data import external_locations
@@ -19,25 +18,37 @@ from trtship.files import temporary_folder, writing
 from trtship.session.onnxruntime import OnnxRuntimeSession
 
 
-def graph_session(bundle: Bundle, name: str, **options: Any) -> OnnxRuntimeSession:
-    """Open the graph `name` of a bundle with onnxruntime; `options` are those of `OnnxRuntimeSession`.
+@contextmanager
+def graph_source(bundle: Bundle, name: str) -> Iterator[bytes | Path]:
+    """What to open the graph `name` of a bundle from: its bytes, or the path of a private copy, with its external data.
 
-    Raises BundleCorruptError where its bytes are not the manifest's, BundleError for external data that the manifest
-    does not list, and what `OnnxRuntimeSession` raises.
+    The copy is gone when the block ends: onnxruntime has mapped, or read, the data once it has opened the graph.
+
+    Raises BundleCorruptError where the bytes are not the manifest's, BundleError for external data that the manifest
+    does not list, GraphError for what is no ONNX graph.
     """
     data = bundle.read(name)
-    shown = str(bundle.folder / name)
     if not _data_files(bundle, name, data):
-        return OnnxRuntimeSession(data, name=shown, **options)
+        yield data
+        return
     del data
-    with temporary_folder() as folder:  # onnxruntime has mapped, or copied, the data when it has opened the graph
-        return OnnxRuntimeSession(copy_graph(bundle, name, folder), name=shown, **options)
+    with temporary_folder() as folder:
+        yield copy_graph(bundle, name, folder)
+
+
+def graph_session(bundle: Bundle, name: str) -> OnnxRuntimeSession:
+    """Open the graph `name` of a bundle with onnxruntime, on the CPU.
+
+    Raises what `graph_source` and `OnnxRuntimeSession` raise.
+    """
+    with graph_source(bundle, name) as graph:
+        return OnnxRuntimeSession(graph, name=str(bundle.folder / name))
 
 
 def copy_graph(bundle: Bundle, name: str, folder: Path) -> Path:
     """Write the graph `name` and its external data to `folder`, hashed on the way; return the graph's path there.
 
-    Raises BundleCorruptError, BundleError, as `graph_session`; OutputError where `folder` cannot be written.
+    Raises BundleCorruptError, BundleError, GraphError, as `graph_source`; OutputError where `folder` cannot be written.
     """
     data = bundle.read(name)
     target = folder / PurePosixPath(name).name

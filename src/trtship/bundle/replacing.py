@@ -16,17 +16,20 @@ DRAFT = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.partial")
 """What a run that was killed leaves (`trtship.files.draft_beside`)."""
 
 
-def replaceable_bundle(folder: Path) -> None:
+def replaceable_bundle(folder: Path, *, option: str = "path") -> None:
     """Check that a folder is a bundle with the files that its manifest lists alone, whole or damaged; or is empty.
+
+    `option` is what the user names the folder by, for messages.
 
     Raises:
         OutputError: it is something else, or has another file, which the message names.
     """
-    require_only_ours(folder, _bundle_files, kind="bundle", proof=f"it has no {MANIFEST} that trtship wrote")
+    proof = f"it has no {MANIFEST} that trtship wrote"
+    require_only_ours(folder, _bundle_files, kind="bundle", proof=proof, option=option)
 
 
 def require_only_ours(
-    folder: Path, files_of: Callable[[Path], Collection[str] | None], *, kind: str, proof: str
+    folder: Path, files_of: Callable[[Path], Collection[str] | None], *, kind: str, proof: str, option: str = "path"
 ) -> None:
     """Check that everything below `folder` was written by trtship, before the folder is replaced whole.
 
@@ -35,11 +38,12 @@ def require_only_ours(
         files_of: the files that belong there, as relative paths; None where nothing proves that it is ours.
         kind: what it is to be, for messages.
         proof: what is missing where `files_of` gives None.
+        option: what the user names the folder by, for messages.
 
     Raises:
         OutputError: it is something else, or has another file, which the message names.
     """
-    do = "choose another path, or remove it yourself"
+    do = f"choose another {option}, or remove it yourself"
     if folder.is_symlink() or not folder.is_dir():
         why = "it is a link" if folder.is_symlink() else "it is not a folder"
         raise OutputError(f"{folder} exists and is no {kind}", why=f"{why}; --force replaces a {kind} alone", do=do)
@@ -53,7 +57,7 @@ def require_only_ours(
         raise OutputError(
             f"{folder} is not replaced",
             why=f"{stray!r} is in it, which is no part of the {kind}, and would be lost",
-            do=f"move {stray!r} elsewhere, or choose another path",
+            do=f"move {stray!r} elsewhere, or choose another {option}",
         )
 
 

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from trtship.bundle.bundle import Bundle
-from trtship.bundle.graph_files import graph_session, private_graphs
+from trtship.bundle.graph_files import graph_source, private_graphs
 from trtship.cache import Cache
 from trtship.engine import plan_apart, sturdy_plan
 from trtship.errors import DeviceError, GpuFaultError, GpuMemoryError, MachineError
@@ -131,13 +131,15 @@ def _graph_session(opening: _Opening) -> OnnxRuntimeSession:
     m = opening.bundle.manifest
     # fp32, unless the plan takes or gives another type: then the graph that does so too
     same = (m.inputs, m.outputs) == (m.plan_inputs, m.plan_outputs)
-    return graph_session(
-        opening.bundle,
-        m.graph if same else m.precision_graph,
-        providers="cuda" if opening.device else "auto" if opening.gpus else "cpu",
-        device=opening.device,
-        memory_limit=opening.options.memory_limit,
-    )
+    name = m.graph if same else m.precision_graph
+    with graph_source(opening.bundle, name) as graph:
+        return OnnxRuntimeSession(
+            graph,
+            providers="cuda" if opening.device else "auto" if opening.gpus else "cpu",
+            device=opening.device,
+            memory_limit=opening.options.memory_limit,
+            name=str(opening.bundle.folder / name),
+        )
 
 
 def _best(opening: _Opening, rebuild: bool) -> Chosen:

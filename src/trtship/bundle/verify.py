@@ -61,8 +61,15 @@ def verify_bundle(
         progress=progress,
     )
     merged = merge(opened.manifest.verdicts, fresh)
-    if record:  # with those that others recorded meanwhile
-        merged = opened.with_verdicts(lambda now: merge(now, fresh)).manifest.verdicts
+
+    def merge_with(now: tuple[Verdict, ...]) -> tuple[Verdict, ...]:
+        """With those that others recorded meanwhile."""
+        nonlocal merged
+        merged = merge(now, fresh)
+        return merged
+
+    if record:
+        opened.with_verdicts(merge_with)
     return _told(merged, fresh, gates)
 
 

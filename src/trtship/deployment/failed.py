@@ -69,7 +69,7 @@ class FailedPlace(NamedTuple):
 
     def check(self) -> None:
         """Raises OutputError where nothing may be put there."""
-        check_place(self.folder)
+        check_place(self.folder, option=OPTION)
         if self.folder.exists() and any(self.folder.iterdir()) and not self.force:
             raise OutputError(f"{self.folder} exists", do=f"--force replaces it, or choose another {OPTION}")
 

@@ -14,7 +14,7 @@ from trtship.errors import BundleError, OutputError
 from trtship.progress import Progress
 
 
-def check_place(output: Path) -> None:
+def check_place(output: Path, *, option: str = "-o") -> None:
     """Raises OutputError early where a bundle could not be written, or would replace something that is not ours."""
     parent = output.absolute().parent
     while not parent.exists():
@@ -23,7 +23,7 @@ def check_place(output: Path) -> None:
         why = "it is a file" if not parent.is_dir() else "no write permission"
         raise OutputError(f"cannot write {output}", why=f"{parent}: {why}", do="choose a folder that you may write to")
     if os.path.lexists(output):
-        replaceable_bundle(output)
+        replaceable_bundle(output, option=option)
 
 
 def compare_with_standing(
