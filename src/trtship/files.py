@@ -14,8 +14,9 @@ import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import IO
 
 from trtship.errors import OutputError
 
@@ -49,7 +50,7 @@ class NotRegularError(OSError):
 
 
 @contextmanager
-def open_regular(path: str | Path) -> Iterator[BinaryIO]:
+def open_regular(path: str | Path) -> Iterator[BufferedReader]:
     """Open a regular file, after following links, to read its bytes; never wait for one.
 
     The kind is taken from the opened descriptor, so that nothing can be exchanged between the check and the reading.
@@ -67,7 +68,7 @@ def open_regular(path: str | Path) -> Iterator[BinaryIO]:
         yield file
 
 
-def read_bounded(file: BinaryIO, most: int) -> bytes:
+def read_bounded(file: BufferedReader, most: int) -> bytes:
     """Return the bytes of a file as large as it is now, `most` + 1 of them where it is larger than `most`."""
     return file.read(min(os.fstat(file.fileno()).st_size, most) + 1)
 

@@ -8,8 +8,9 @@ import reprlib
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, BinaryIO, TypeAlias
+from typing import IO, Any, TypeAlias
 
 import msgspec
 
@@ -105,7 +106,7 @@ class Bundle(msgspec.Struct, frozen=True):
             self._require(name, hashlib.file_digest(file, "sha256").hexdigest())
 
     @contextmanager
-    def _opened(self, name: str) -> Iterator[BinaryIO]:
+    def _opened(self, name: str) -> Iterator[BufferedReader]:
         path = self.path(name)
         try:
             with open_regular(path) as file:

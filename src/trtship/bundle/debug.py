@@ -20,6 +20,7 @@ import msgspec
 from trtship.bundle.bundle import Bundle
 from trtship.bundle.debug_cases import Case, cases_of
 from trtship.bundle.graph_files import graph_session, private_graphs
+from trtship.bundle.room import require_room
 from trtship.bundle.runtime import open_session
 from trtship.errors import MachineError, OutputError, TrtshipError
 from trtship.family import choose_family
@@ -100,6 +101,7 @@ def debug_bundle(
     target = None if output is None else Path(output)
     if target is not None and target.exists():
         raise OutputError(f"{target} exists", why="it is not replaced", do="name a folder that does not exist yet")
+    require_room(opened)
     with private_graphs(opened) as graph:
         job = _Job(opened, graph, reference, family, device, width, memory, progress)
         findings: list[Finding] = []

@@ -16,6 +16,7 @@ from PIL import Image
 
 from trtship.bundle.bundle import Bundle, folder_of
 from trtship.bundle.first_check import check_first, needs_first_check
+from trtship.bundle.room import require_room
 from trtship.bundle.runtime import PlanOptions, Runtime, open_session, start_cuda
 from trtship.bundle.signature import Trust, open_trusted
 from trtship.errors import DeviceError, InputError, SpecError
@@ -179,6 +180,7 @@ class BundleSession(Session):
         """Read, preprocess and run in chunks of at most the plan's largest batch, so that memory is bounded by it; a
         chunk smaller than its smallest is filled up and cut."""
         limits = batch_range(self.inputs, self.ranges)
+        require_room(self.bundle, batch=min(max(len(images), limits.min), limits.max))
         parts: list[dict[str, Any]] = []
         for begin in range(0, len(images), limits.max):
             chunk = self._preprocessed(images[begin : begin + limits.max])

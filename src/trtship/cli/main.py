@@ -132,7 +132,7 @@ def _explain(error: BaseException) -> TrtshipError:
     if isinstance(error, TrtshipError):
         return error
     if isinstance(error, NotRegularError):
-        return UserError(f"cannot read {error.filename}", why=error.strerror, do="name a regular file")
+        return UserError(f"cannot read {error.filename}", why=error.strerror or str(error), do="name a regular file")
     if isinstance(error, OSError) and error.errno in SURROUNDINGS:
         what = f"cannot use {error.filename}" if error.filename else "reading or writing failed"
         return UserError(what, why=error.strerror or str(error), do=SURROUNDINGS[error.errno])

@@ -14,6 +14,7 @@ import msgspec
 
 from trtship.bundle.bundle import Bundle
 from trtship.bundle.graph_files import graph_session, private_graphs
+from trtship.bundle.room import require_room
 from trtship.errors import GateError, SpecError
 from trtship.needs import need
 from trtship.progress import SILENT, Progress
@@ -139,6 +140,7 @@ def _check(bundle: Bundle, name: str, subject: str, progress: Progress) -> None:
     """The bytes that are written, run once on the bundle's reference. Raises GateError."""
     m = bundle.manifest
     batch = batch_range(m.inputs, m.ranges).opt
+    require_room(bundle, batch=batch)
     said = "through onnxruntime, against the bundle's reference"
     with progress.stage(f"check {name}", said), graph_session(bundle, name) as session:
         verdict = compare(session, bundle.reference(), subject=subject, batches=[batch], bound=m.bounds[subject])
