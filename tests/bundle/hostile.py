@@ -21,7 +21,7 @@ def plain_manifest(folder: Path) -> dict[str, Any]:
 def write_plain(folder: Path, plain: dict[str, Any]) -> None:
     """Write a manifest of any values, with its seal and the hashes of the files as they are now."""
     for name in plain["files"] if isinstance(plain.get("files"), dict) else ():
-        path = folder / str(name).replace("\0", "_")
+        path = folder / str(name).replace("\0", "_")[:200]
         if path.is_file() and path.is_relative_to(folder) and ".." not in str(name):
             plain["files"][name] = hashlib.sha256(path.read_bytes()).hexdigest()
     (folder / "manifest.json").write_bytes(to_json({**plain, "seal": _digest({**plain, "seal": ""})}))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import struct
 import time
 import zipfile
@@ -169,7 +168,7 @@ def many_folders(target: Path, count: int, *, zip64: bool) -> Path:
 def test_millions_of_folders_are_refused_soon_and_in_little_memory(tmp_path: Path) -> None:
     bad = many_folders(tmp_path / "bad.zip", 2_000_000, zip64=True)
     code = f"""
-import resource, time
+import time
 from trtship.bundle.archive import unpack_bundle
 from trtship.errors import BundleError
 begun = time.monotonic()
@@ -178,12 +177,11 @@ try:
 except BundleError as error:
     print("refused:", error.why)
 assert time.monotonic() - begun < 5
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, "MiB")
+print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
 """
     told = run_python(code).stdout.splitlines()
     assert told[0].startswith("refused: it has 2000000 entries")
-    assert int(told[1].split()[0]) < 500
-    assert resource.RUSAGE_SELF == 0
+    assert int(told[1]) < 500 * 1024  # KiB: Python, numpy and what else is imported take 100 MiB
 
 
 def test_a_count_that_hides_entries_is_refused(tmp_path: Path) -> None:
