@@ -14,7 +14,7 @@ from trtship.bundle import Bundle
 from trtship.bundle import verify as checks
 from trtship.bundle.replacing import replaceable_bundle
 from trtship.bundle.verify import merge
-from trtship.errors import OutputError
+from trtship.errors import BundleCorruptError, OutputError
 from trtship.files import locked, whole_folder
 from trtship.report import verify_bundle, write_report
 from trtship.verify import Verdict
@@ -112,11 +112,12 @@ def test_files_and_reports_are_not_put_into_another_bundle(folder: Path, deploye
     for act in (
         lambda: opened.with_files({"evidence/bench.json": b"{}"}),
         lambda: opened.with_verdicts(()),
-        lambda: write_report(opened),
     ):
         with pytest.raises(OutputError, match="nothing was recorded") as caught:
             act()
         assert caught.value.exit_code == 2
+    with pytest.raises(BundleCorruptError):
+        write_report(opened)
     assert Bundle.open(folder).manifest == Bundle.open(deployed("colours", "fp32")).manifest
     assert not (folder / "evidence/bench.json").exists()
 
