@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,7 @@ import msgspec
 import numpy as np
 import pytest
 from hostile import plain_manifest, rehashed, write_plain
+from PIL import Image
 
 import trtship
 from deployed import copy_of, run_python
@@ -112,15 +112,11 @@ def test_a_name_that_no_file_of_a_bundle_has_is_refused(folder: Path, name: str)
 
 
 def test_a_digest_that_is_none_and_too_many_files_are_refused(folder: Path) -> None:
+    plain = plain_manifest(folder)
     for more in ({"a": "zz"}, {"a": "A" * 64}, {f"f{n}": "0" * 64 for n in range(20_000)}):
-        plain = plain_manifest(folder)
-        plain["files"] = {**plain["files"], **more}
-        plain_files = dict(plain["files"])
-        write_plain(folder, plain)
-        assert plain_files.keys() == plain["files"].keys()
+        write_plain(folder, {**plain, "files": {**plain["files"], **more}})
         with pytest.raises(BundleError, match=r"manifest\.json"):
             Bundle.open(folder)
-        write_plain(folder, {**plain, "files": {n: d for n, d in plain["files"].items() if n not in more}})
 
 
 def test_a_manifest_that_is_nested_without_end_is_refused(folder: Path) -> None:
@@ -153,7 +149,7 @@ def test_the_largest_batch_is_asked_for_before_it_is_made(folder: Path, monkeypa
         trtship.load(folder, runtime="onnxruntime") as session,
         pytest.raises(MachineError, match="too little memory"),
     ):
-        session.classify([__import__("PIL.Image").Image.new("RGB", (9, 9))])
+        session.classify([Image.new("RGB", (9, 9))])
 
 
 def test_preprocessing_that_does_not_fit_the_model_is_refused_before_a_picture_is_read(folder: Path) -> None:
@@ -163,7 +159,7 @@ def test_preprocessing_that_does_not_fit_the_model_is_refused_before_a_picture_i
 
 
 def test_hostile_bundles_are_refused_within_little_memory(folder: Path) -> None:
-    """In 2 GiB of address space, which onnxruntime and numpy nearly fill by themselves."""
+    """An array whose header claims 4 TB."""
     header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000,), }"
     (folder / "reference/input-0.npy").write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
     rehashed(folder)
@@ -176,7 +172,6 @@ try:
 except trtship.errors.BundleError as error:
     print("refused:", error.why)
 """
-    assert resource.RLIMIT_AS is not None
     assert "refused: its header tells [1000000000000]" in run_python(code).stdout
 
 
