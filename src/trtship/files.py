@@ -60,12 +60,16 @@ def open_regular(path: str | Path) -> Iterator[BufferedReader]:
         OSError: the file cannot be opened.
     """
     # O_NONBLOCK: opening a FIFO would wait for a writer; on a regular file it has no effect
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-        mode = os.fstat(file.fileno()).st_mode
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        mode = os.fstat(descriptor).st_mode
         if not stat.S_ISREG(mode):
             kind = KINDS.get(stat.S_IFMT(mode), "no file")
             raise NotRegularError(errno.EINVAL, f"it is {kind}, and a regular file is read", str(path))
-        yield file
+        with open(descriptor, "rb", closefd=False) as file:
+            yield file
+    finally:
+        os.close(descriptor)
 
 
 def read_bounded(file: BufferedReader, most: int) -> bytes:
