@@ -184,3 +184,17 @@ def test_a_signature_that_is_a_folder_is_kept(folder: Path, tmp_path: Path) -> N
     (folder / "model.sig").mkdir()
     with pytest.raises(OutputError, match="is a folder"):
         sign_bundle(folder, key=tmp_path / "k.pem", force=True)
+
+
+def test_a_plot_replaces_plots_alone(tmp_path: Path) -> None:
+    from trtship.bench.plot import throughput_svg
+    from trtship.bench.report import BenchReport
+    from trtship.cli.bench import _check_plot
+
+    (tmp_path / "drawing.svg").write_text("<svg><path d='M0 0'/></svg>")
+    with pytest.raises(OutputError, match="not a plot"):
+        _check_plot(tmp_path / "drawing.svg")
+    report = BenchReport(model="m", precision="fp16", gpu=None, states=(), rows=())
+    (tmp_path / "plot.svg").write_text(throughput_svg(report, title="t"))
+    for name in ("plot.svg", "new.svg"):
+        _check_plot(tmp_path / name)
