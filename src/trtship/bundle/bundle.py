@@ -121,7 +121,7 @@ class Bundle(msgspec.Struct, frozen=True):
         except FileNotFoundError as error:
             raise self._broken(name, "it is missing") from error
         except NotRegularError as error:
-            raise self._broken(name, "it is not a regular file") from error
+            raise self._broken(name, "it is no plain file") from error
         except OSError as error:
             raise self._broken(name, error.strerror or str(error)) from error
 
