@@ -10,10 +10,13 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
+from typing import IO
 
 from trtship.errors import OutputError
 
@@ -27,14 +30,66 @@ REMEDIES = {
     errno.ENAMETOOLONG: "choose a shorter name",
     errno.EFBIG: "raise the limit on file sizes (ulimit -f), or write to another disk",
 }
+COPY_BYTES = 2**20
+"""Copied at once."""
 RENAME_EXCHANGE = 2
 """Of Linux's renameat2, include/uapi/linux/fs.h: both paths change places in one step."""
 
 
+KINDS = {
+    stat.S_IFDIR: "a directory",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+}
+
+
+class NotRegularError(OSError):
+    """A FIFO, socket, device or folder stands where a file is to be read."""
+
+
+@contextmanager
+def open_regular(path: str | Path) -> Iterator[BufferedReader]:
+    """Open a regular file, after following links, to read its bytes; never wait for one.
+
+    The kind is taken from the opened descriptor, so that nothing can be exchanged between the check and the reading.
+
+    Raises:
+        NotRegularError: the path names something else, such as a FIFO or a device.
+        OSError: the file cannot be opened.
+    """
+    # O_NONBLOCK: opening a FIFO would wait for a writer; on a regular file it has no effect
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(mode):
+            kind = KINDS.get(stat.S_IFMT(mode), "no file")
+            raise NotRegularError(errno.EINVAL, f"it is {kind}, and a regular file is read", str(path))
+        with open(descriptor, "rb", closefd=False) as file:
+            yield file
+    finally:
+        os.close(descriptor)
+
+
+def read_bounded(file: BufferedReader, most: int) -> bytes:
+    """Return the bytes of a file as large as it is now, `most` + 1 of them where it is larger than `most`."""
+    return file.read(min(os.fstat(file.fileno()).st_size, most) + 1)
+
+
 def sha256_of(path: Path) -> str:
-    """Hex SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
+    """Return the hex SHA-256 of a regular file's bytes."""
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def copy_hashed(source: IO[bytes], target: IO[bytes]) -> str:
+    """Copy `source` to its end and return the hex SHA-256 of what was copied."""
+    digest = hashlib.sha256()
+    while data := source.read(COPY_BYTES):
+        digest.update(data)
+        target.write(data)
+    return digest.hexdigest()
 
 
 def explain_os_error(error: OSError, path: Path) -> OutputError:
@@ -149,10 +204,17 @@ def _sweep(target: Path) -> None:
 
 
 @contextmanager
-def whole_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
+def whole_folder(target: Path, *, replace: bool | Callable[[Path], None] = False) -> Iterator[Path]:
     """An empty folder of `target`'s name, in a draft beside it, put in its place when the block ends well.
 
-    With `replace`, the two change places and what stood at `target` is removed. Raises OutputError.
+    Args:
+        target: where the folder goes.
+        replace: whether a folder that stands at `target` is replaced: the two change places, and the old one is
+            removed. A function is called with `target` right before that, while `target` is locked, and raises
+            OutputError where it must stay.
+
+    Raises:
+        OutputError: the folder cannot be written, or must not be replaced.
     """
     target = target.absolute()
     with draft_beside(target) as draft:
@@ -161,10 +223,33 @@ def whole_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
             folder.mkdir()
         yield folder
         with writing(target):
-            if replace and target.exists():
-                _exchange(folder, target)
-            else:
+            if not replace or not os.path.lexists(target):
                 os.rename(folder, target)
+                return
+            with locked(target):
+                if callable(replace):
+                    replace(target)
+                _exchange(folder, target)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock, which everybody takes who writes in it or replaces it; wait until it is free.
+
+    The lock is on the folder itself: it needs no file, no permission to write, and is shared by all users of the
+    machine. If the folder is replaced while the caller waits, the lock of the new one is taken. On a file system
+    without locks nothing is locked. Raises OSError where there is no such folder.
+    """
+    while True:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            with suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if os.path.samestat(os.fstat(descriptor), os.stat(folder)):
+                yield
+                return
+        finally:
+            os.close(descriptor)
 
 
 def _exchange(one: Path, other: Path) -> None:

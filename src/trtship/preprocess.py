@@ -36,8 +36,13 @@ __all__ = [
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
 Fit = Literal["exact", "shortest", "cover", "contain"]
 FILTERS: dict[str, Image.Resampling] = {filter.name.lower(): filter for filter in Image.Resampling}
-# a resized picture above this many pixels comes from one that is a thousand times longer than wide
-MOST_PIXELS = 200_000_000
+MOST_PIXELS = 2**26
+"""Of a resized picture, or of what a model takes, 8192 x 8192: a picture of which more is made in between is a thousand
+times longer than wide."""
+MAX_SIDE = 2**14
+"""Of a resize or a crop; no vision model takes pictures of more."""
+LARGEST, SMALLEST = 1e6, 1e-6
+"""Of factors, means and standard deviations, in size: pixels are 0 to 255, and float32 is to hold the results."""
 
 
 class Resize(Record, frozen=True, tag_field="op", tag="resize"):
@@ -56,7 +61,7 @@ class Resize(Record, frozen=True, tag_field="op", tag="resize"):
     arithmetic: Literal["pillow", "torch"] = "pillow"
 
     def __post_init__(self) -> None:
-        _require(self.height > 0 and self.width > 0, f"resize to {self.height} x {self.width}")
+        _require_size(self.height, self.width, "resize")
         if self.arithmetic == "torch":
             _require(self.interpolation in REACH, f"torch has no antialiased {self.interpolation} resize")
         _require(self.fit != "shortest" or self.height == self.width, "resize by the shorter edge takes height = width")
@@ -86,7 +91,7 @@ class CenterCrop(Record, frozen=True, tag_field="op", tag="center_crop"):
     fill: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        _require(self.height > 0 and self.width > 0, f"crop to {self.height} x {self.width}")
+        _require_size(self.height, self.width, "crop")
         _require(all(0 <= level <= 255 for level in self.fill), f"fill {self.fill} is no level in 0..255")
 
 
@@ -94,6 +99,9 @@ class Rescale(Record, frozen=True, tag_field="op", tag="rescale"):
     """Multiply every value by `factor`, as 1/255."""
 
     factor: float
+
+    def __post_init__(self) -> None:
+        _require(abs(self.factor) <= LARGEST, f"rescale by {self.factor}")
 
 
 class Normalize(Record, frozen=True, tag_field="op", tag="normalize"):
@@ -105,6 +113,8 @@ class Normalize(Record, frozen=True, tag_field="op", tag="normalize"):
     def __post_init__(self) -> None:
         _require(len(self.mean) == len(self.std), "mean and std differ in length")
         _require(all(s > 0 for s in self.std), f"std {self.std} is not positive")
+        _require(all(SMALLEST <= s <= LARGEST for s in self.std), f"std {self.std} is not in {SMALLEST} to {LARGEST}")
+        _require(all(abs(m) <= LARGEST for m in self.mean), f"mean {self.mean} is larger than {LARGEST}")
 
 
 Step = Resize | CenterCrop | Rescale | Normalize
@@ -171,15 +181,21 @@ def _pixels_of(image: Image.Image, spec: Preprocess, name: str) -> Image.Image:
         if spec.exif_transpose:
             image = ImageOps.exif_transpose(image)
         image = image.convert(spec.mode)
+        for step in spec.steps:
+            if isinstance(step, Resize):
+                image = _resize(image, step, name)
+            elif isinstance(step, CenterCrop):
+                image = _center_crop(image, step, name)
     except DAMAGE as error:
         raise ImageError(
             f"cannot convert {name} to {spec.mode}", why=str(error), do="save it as an ordinary PNG"
         ) from error
-    for step in spec.steps:
-        if isinstance(step, Resize):
-            image = _resize(image, step, name)
-        elif isinstance(step, CenterCrop):
-            image = _center_crop(image, step)
+    except MemoryError as error:
+        raise ImageError(
+            f"{name} is too large",
+            why=f"there is not enough memory to convert and resize its {image.width} x {image.height} pixels",
+            do="scale it down first",
+        ) from error
     return image
 
 
@@ -197,11 +213,7 @@ def _array_of(image: Image.Image, spec: Preprocess) -> np.ndarray:
 def _resize(image: Image.Image, step: Resize, name: str) -> Image.Image:
     height, width = step.size_of(image.height, image.width)
     if min(height, width) < 1 or height * width > MOST_PIXELS:
-        raise ImageError(
-            f"{name} has too extreme a shape",
-            why=f"its {image.width} x {image.height} pixels would be resized to {width} x {height}",
-            do="crop it first",
-        )
+        raise _extreme(image, name, f"resized to {width} x {height}")
     if (width, height) == image.size:
         return image
     if step.arithmetic == "pillow":
@@ -211,8 +223,18 @@ def _resize(image: Image.Image, step: Resize, name: str) -> Image.Image:
     return Image.fromarray(resized if image.mode == "RGB" else resized[..., 0])
 
 
-def _center_crop(image: Image.Image, step: CenterCrop) -> Image.Image:
+def _extreme(image: Image.Image, name: str, what: str) -> ImageError:
+    return ImageError(
+        f"{name} has too extreme a shape",
+        why=f"its {image.width} x {image.height} pixels would be {what}",
+        do="crop it first",
+    )
+
+
+def _center_crop(image: Image.Image, step: CenterCrop, name: str) -> Image.Image:
     wide, high = max(image.width, step.width), max(image.height, step.height)
+    if wide * high > max(MOST_PIXELS, image.width * image.height):
+        raise _extreme(image, name, f"padded to {wide} x {high}")
     if (wide, high) != image.size:
         padded = Image.new(image.mode, (wide, high), _colour(step.fill))
         padded.paste(image, ((wide - image.width) // 2, (high - image.height) // 2))
@@ -224,6 +246,11 @@ def _center_crop(image: Image.Image, step: CenterCrop) -> Image.Image:
 
 def _colour(fill: tuple[int, ...]) -> int | tuple[int, ...]:
     return fill[0] if len(fill) == 1 else fill or 0
+
+
+def _require_size(height: int, width: int, what: str) -> None:
+    small = 0 < height <= MAX_SIDE and 0 < width <= MAX_SIDE and height * width <= MOST_PIXELS
+    _require(small, f"{what} to {height} x {width}: a side is 1 to {MAX_SIDE}, and {MOST_PIXELS} pixels are the most")
 
 
 def _require(holds: bool, message: str) -> None:

@@ -8,13 +8,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeAlias, TypeVar
 
 import msgspec
 
 from trtship.errors import SpecError
 
 T = TypeVar("T")
+
+Milliseconds: TypeAlias = Annotated[float, msgspec.Meta(gt=0, le=1e12)]
+"""A time that was measured. Where it is read from a file, one that is zero, negative or without end is refused."""
+BatchSize: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
 
 DTYPES = ("float32", "float16", "bfloat16", "float64", "int64", "int32", "uint8", "int8", "bool")
 
@@ -47,7 +51,7 @@ def from_json(data: bytes, kind: type[T], *, what: str) -> T:
     """Parse strictly; raises SpecError naming `what` and the offending key."""
     try:
         return msgspec.json.decode(data, type=kind)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, OverflowError) as error:
         raise SpecError(f"{what} is not valid", why=str(error)) from error
 
 

@@ -84,6 +84,7 @@ def test_a_file_that_changes_while_it_is_packed_leaves_no_archive(bundle: Bundle
 def test_nothing_is_replaced_unasked(bundle: Bundle, archive: Path, tmp_path: Path) -> None:
     copy = copy_of(bundle.folder, tmp_path)
     (tmp_path / "plain").mkdir()
+    (tmp_path / "plain" / "mine.txt").touch()
     (tmp_path / "a.zip").touch()
     with pytest.raises(OutputError, match="exists"):
         pack_bundle(bundle, tmp_path / "a.zip")

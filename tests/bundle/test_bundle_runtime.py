@@ -332,7 +332,7 @@ def test_onnxruntime_runs_on_the_gpu_that_was_named_within_the_memory_limit(
     monkeypatch.setattr(runtime, "installed_families", dict)
     with pytest.warns(RuntimeWarning, match="on the CUDA"):
         trtship.load(folder, device=1, memory_limit=900).close()
-    assert Graph.asked == [
+    assert [{key: value for key, value in asked.items() if key != "name"} for asked in Graph.asked] == [
         {"providers": "cuda", "device": 1, "memory_limit": None},
         {"providers": "auto", "device": 0, "memory_limit": 900},
         {"providers": "cuda", "device": 1, "memory_limit": 900},

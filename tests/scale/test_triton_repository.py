@@ -224,6 +224,10 @@ def test_an_existing_model_is_replaced_whole_and_only_when_asked(deployed: Deplo
     (done.model / "2" / "model.onnx").write_bytes(b"another version")
     with pytest.raises(OutputError, match="exists"):
         export_triton(bundle, models, name="a")
+    with pytest.raises(OutputError, match=r"2/model\.onnx"):
+        export_triton(bundle, models, name="a", force=True)
+    (done.model / "2" / "model.onnx").unlink()
+    (done.model / "config.pbtxt").write_text((done.model / "config.pbtxt").read_text() + "# edited by hand\n")
     export_triton(bundle, models, name="a", force=True)
     assert contents(done.model) == first
     (models / "b").mkdir()

@@ -20,6 +20,7 @@ from trtship.bench.race import Heat, Truth
 from trtship.bench.reasons import reason_of
 from trtship.bench.timing import RunnerFailed
 from trtship.bundle.bundle import Bundle
+from trtship.bundle.graph_files import copy_graph
 from trtship.progress import Progress
 from trtship.sources import LoadedModel
 from trtship.sources.options import SourceOptions
@@ -30,8 +31,8 @@ OURS = "trtship"
 OWN_PLAN = f"{OURS}, the bundle's plan"
 
 
-def work_of(bundle: Bundle, options: SourceOptions | None, folder: Path) -> Work:
-    """A bundle for the workers; its reference rows go into `folder`."""
+def work_of(bundle: Bundle, options: SourceOptions | None, folder: Path, *, graph: Path) -> Work:
+    """A bundle for the workers; its reference rows go into `folder`. `graph` is a private copy of its graph."""
     m = bundle.manifest
     bundle.reference().save(folder)
     return Work(
@@ -39,7 +40,7 @@ def work_of(bundle: Bundle, options: SourceOptions | None, folder: Path) -> Work
         inputs=m.inputs,
         outputs=m.outputs,
         precision=m.precision,
-        graph=str(bundle.path(m.precision_graph).absolute()),
+        graph=str(graph.absolute()),
         reference=str(folder),
         sizes=m.reference_sizes,
     )
@@ -52,12 +53,12 @@ def ranges_at(bundle: Bundle, batch: int) -> dict[str, ShapeRange]:
     return {**bundle.manifest.ranges, **one}
 
 
-def our_graph(bundle: Bundle, batch: int) -> PlanGraph:
-    """The bundle's graph in its precision, to build plans from for one batch."""
+def our_graph(bundle: Bundle, batch: int, *, graph: Path) -> PlanGraph:
+    """The bundle's graph in its precision, to build plans from for one batch. `graph` is a private copy of it."""
     m = bundle.manifest
     return PlanGraph(
         name=f"{OURS}, built for this batch",
-        graph=str(bundle.path(m.precision_graph).absolute()),
+        graph=str(graph.absolute()),
         inputs=m.plan_inputs,
         outputs=m.plan_outputs,
         ranges=ranges_at(bundle, batch),
@@ -83,7 +84,10 @@ class Field:
         self._bundle, self._original, self._builders, self._builds = bundle, original, builders, builds
         self._folder, self._progress = folder, progress
         self._reference = bundle.reference()
-        self._work = work_of(bundle, options, folder / "reference")
+        own = folder / "graph"
+        own.mkdir()
+        self._graph = copy_graph(bundle, bundle.manifest.precision_graph, own)
+        self._work = work_of(bundle, options, folder / "reference", graph=self._graph)
         self._own = folder / "bundle.plan"
         self._own.write_bytes(bundle.read(bundle.manifest.plan))
         self._promised: list[tuple[int, Path | None, list[Future[PlanFile]]]] = []
@@ -141,7 +145,7 @@ class Field:
                 )
             )
             found.append((OWN_PLAN, own))
-        graph = our_graph(self._bundle, batch)
+        graph = our_graph(self._bundle, batch, graph=self._graph)
         built = self._builders.submit(graph, count=self._builds, folder=self._folder / f"ours-{batch}")
         return found + [(graph.name, plan) for plan in built]
 

@@ -8,7 +8,7 @@ from trtship.bench.gpu_state import GpuState
 from trtship.bench.timing import Timing
 from trtship.gpu import Gpu
 from trtship.measure import Measure
-from trtship.spec import Record
+from trtship.spec import BatchSize, Record
 
 
 class Row(Record, frozen=True):
@@ -21,7 +21,7 @@ class Row(Record, frozen=True):
     compile and warm up all of its variants.
     """
 
-    batch: int
+    batch: BatchSize
     name: str
     ours: bool
     build: int = 0

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
-from trtship.spec import Record
+from trtship.spec import Milliseconds, Record
 
 ROUNDS = 15
 TARGET_MS = 40.0
@@ -17,9 +17,9 @@ TARGET_MS = 40.0
 class Timing(Record, frozen=True):
     """Milliseconds a batch: the median over rounds, and its 95 % confidence interval (`median_interval`)."""
 
-    median_ms: float
-    low_ms: float
-    high_ms: float
+    median_ms: Milliseconds
+    low_ms: Milliseconds
+    high_ms: Milliseconds
     rounds: int
     calls: int
 

@@ -8,26 +8,36 @@ Packing one bundle twice gives the same bytes. What is unpacked is a bundle whos
 
 from __future__ import annotations
 
-import hashlib
+import os
+import shutil
 import stat
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
-from typing import IO
 
-from trtship.bundle.bundle import MANIFEST, SIGNATURE, Bundle
+from trtship.bundle.archive_entries import MAX_MIB, check_directory, check_listed, checked_entries, refused
+from trtship.bundle.bundle import Bundle, manifest_bytes
+from trtship.bundle.limits import MAX_MANIFEST_BYTES, MAX_OTHER_BYTES, check_manifest_size
+from trtship.bundle.manifest import Manifest, files_listed, read_manifest
+from trtship.bundle.names import MANIFEST, SIGNATURE
+from trtship.bundle.replacing import replaceable_bundle
 from trtship.bundle.signature import Trust, open_trusted
 from trtship.errors import BundleCorruptError, BundleError, OutputError
-from trtship.files import check_writable, refuse_to_replace, whole_file, whole_folder, writing
+from trtship.files import (
+    check_writable,
+    copy_hashed,
+    open_regular,
+    read_bounded,
+    refuse_to_replace,
+    whole_file,
+    whole_folder,
+    writing,
+)
 from trtship.progress import SILENT, Progress
 
 SUFFIX = ".zip"
-MAX_MIB = 16384
-"""Of all files of a bundle together, unless told otherwise: a few bytes of zip can stand for terabytes."""
-MAX_FILES = 10_000
-CHUNK = 2**20
 NO_TIME = (1980, 1, 1, 0, 0, 0)
 """The earliest that a zip can tell: when a file was written is no part of a bundle."""
 
@@ -45,21 +55,40 @@ def pack_bundle(
     if path.absolute().is_relative_to(folder):
         raise OutputError(f"{path} is in the bundle itself", why="it would have to hold itself", do="choose another")
     refuse_to_replace(path, force=force)
-    signed = [SIGNATURE] if (folder / SIGNATURE).is_file() else []
-    names = sorted([*bundle.manifest.files, MANIFEST, *signed])
+    if path.exists() and not is_packed_bundle(path):
+        raise OutputError(
+            f"{path} is not a packed bundle", why="--force replaces packed bundles alone", do="choose another path"
+        )
+    extra = _extra_files(bundle)
+    names = sorted([*bundle.manifest.files, *extra])
     with whole_file(path) as draft, progress.stage("pack", path.name), zipfile.ZipFile(draft, "w") as archive:
         for index, name in enumerate(names):
             progress.step(index / len(names), name)
             entry = zipfile.ZipInfo(name, NO_TIME)
             entry.compress_type, entry.external_attr = zipfile.ZIP_DEFLATED, (stat.S_IFREG | 0o644) << 16
-            source = bundle.path(name) if name in bundle.manifest.files else folder / name
-            with source.open("rb") as file, archive.open(entry, "w", force_zip64=True) as packed:
-                digest = _copied(file, packed)
-            if digest != bundle.manifest.files.get(name, digest):
-                raise BundleCorruptError(
-                    f"{source} cannot be trusted", why="it changed while it was packed", do="pack the bundle again"
-                )
+            with archive.open(entry, "w", force_zip64=True) as packed:
+                if name in bundle.manifest.files:
+                    bundle.copy(name, packed)
+                else:
+                    packed.write(extra[name])
     return path
+
+
+def _extra_files(bundle: Bundle) -> dict[str, bytes]:
+    """The manifest as it is on disk, which the signature covers byte for byte, and the signature.
+
+    Raises BundleCorruptError where the manifest is not the opened one any more.
+    """
+    found = {MANIFEST: manifest_bytes(bundle.folder)}
+    if read_manifest(found[MANIFEST], where=str(bundle.folder / MANIFEST)) != bundle.manifest:
+        raise BundleCorruptError(
+            f"{bundle.folder / MANIFEST} cannot be trusted",
+            why="it changed after the bundle was opened",
+            do="pack the bundle again",
+        )
+    with suppress(FileNotFoundError), open_regular(bundle.folder / SIGNATURE) as file:
+        found[SIGNATURE] = read_bounded(file, MAX_OTHER_BYTES)
+    return found
 
 
 def unpack_bundle(
@@ -80,21 +109,67 @@ def unpack_bundle(
     archive = Path(archive)
     folder = Path(target) if target is not None else archive.with_name(archive.name.removesuffix(SUFFIX))
     _check_place(folder, archive, force=force)
-    with _reading(archive), zipfile.ZipFile(archive) as packed:
-        entries = _checked(packed, archive, max_mib)
-        with whole_folder(folder, replace=force) as draft, progress.stage("unpack", archive.name):
-            for index, entry in enumerate(entries):
-                progress.step(index / len(entries), entry.filename)
-                path = draft / PurePosixPath(entry.filename)
-                with packed.open(entry) as file, writing(path):
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    with path.open("xb") as out:
-                        _copied(file, out)
-            manifest = open_trusted(draft, trust, progress=progress).manifest
-            strange = sorted({entry.filename for entry in entries} - {MANIFEST, SIGNATURE, *manifest.files})
-            if strange:
-                raise _refused(archive, f"its manifest does not list {strange[0]!r}")
-    return Bundle(folder, manifest)
+    with _reading(archive), open_regular(archive) as file:
+        check_directory(file, archive)
+        with zipfile.ZipFile(file) as packed:
+            entries = checked_entries(packed, archive, max_mib)
+            manifest = _manifest_of(packed, archive)
+            check_listed(entries, manifest.files, archive)
+            _check_space(folder, sum(entry.file_size for entry in entries))
+            replace = replaceable_bundle if force else False
+            with whole_folder(folder, replace=replace) as draft, progress.stage("unpack", archive.name):
+                for index, entry in enumerate(entries):
+                    progress.step(index / len(entries), entry.filename)
+                    _write(packed, entry, draft, manifest.files.get(entry.filename), archive)
+                opened = open_trusted(draft, trust, progress=progress).manifest
+    return Bundle(folder, opened)
+
+
+def _manifest_of(packed: zipfile.ZipFile, archive: Path) -> Manifest:
+    """Read the manifest, before anything else is. Raises BundleError (and subclasses)."""
+    where = f"{MANIFEST} in {archive}"
+    check_manifest_size(packed.getinfo(MANIFEST).file_size, where=where)
+    with packed.open(MANIFEST) as file:
+        return read_manifest(file.read(MAX_MANIFEST_BYTES + 1), where=where)
+
+
+def _write(packed: zipfile.ZipFile, entry: zipfile.ZipInfo, draft: Path, digest: str | None, archive: Path) -> None:
+    """Write one file. Raises BundleCorruptError where its SHA-256 is not `digest`, the manifest's."""
+    path = draft / PurePosixPath(entry.filename)
+    with packed.open(entry) as file, writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("xb") as out:
+            found = copy_hashed(file, out)
+    if digest is not None and found != digest:
+        raise BundleCorruptError(
+            f"{entry.filename} in {archive} cannot be trusted",
+            why="its SHA-256 is not the manifest's: it was changed or damaged",
+            do="copy it again from where it was packed",
+        )
+
+
+def _check_space(folder: Path, size: int) -> None:
+    """Raises OutputError where the disk has no room for what is to be written."""
+    parent = next(parent for parent in folder.absolute().parents if parent.exists())
+    free = shutil.disk_usage(parent).free
+    if size > free:
+        raise OutputError(
+            f"cannot write {folder}",
+            why=f"the bundle takes {size / 2**20:.0f} MiB, and the disk of {parent} has {free / 2**20:.0f} MiB left",
+            do="free some space there, or choose a folder on another disk",
+        )
+
+
+def is_packed_bundle(path: Path) -> bool:
+    """Return whether a file is a zip that `pack_bundle` may have written: one with a manifest of ours."""
+    try:
+        with _reading(path), open_regular(path) as file:
+            check_directory(file, path)
+            with zipfile.ZipFile(file) as packed:
+                data = packed.open(MANIFEST).read(MAX_MANIFEST_BYTES + 1)
+        return files_listed(data) is not None
+    except (OSError, KeyError, BundleError):
+        return False
 
 
 def _check_place(folder: Path, archive: Path, *, force: bool) -> None:
@@ -105,51 +180,13 @@ def _check_place(folder: Path, archive: Path, *, force: bool) -> None:
         raise OutputError(
             f"{archive} has no other name to unpack to", why=f"it does not end in {SUFFIX}", do="name a folder with -o"
         )
-    if folder.exists() and not force:
+    if os.path.lexists(folder) and not force:
         raise OutputError(
             f"{folder} exists", why="it is not replaced unasked", do="--force replaces it, or choose another path"
         )
-    if folder.exists() and not (folder / MANIFEST).is_file():
-        raise OutputError(f"{folder} is no bundle", why="--force replaces bundles alone", do="choose another path")
+    if os.path.lexists(folder):
+        replaceable_bundle(folder)
     check_writable(folder)
-
-
-def _checked(packed: zipfile.ZipFile, archive: Path, max_mib: int) -> list[zipfile.ZipInfo]:
-    """Its files, every one of a name, a kind and a size that may be written."""
-    entries = packed.infolist()
-    if len(entries) > MAX_FILES:
-        raise _refused(archive, f"it has {len(entries)} entries, and a bundle has no more than {MAX_FILES}")
-    files = [entry for entry in entries if not entry.is_dir()]
-    for entry in entries:
-        if why := _fault_of(entry):
-            raise _refused(archive, f"{entry.filename!r} {why}")
-    names = [entry.filename.casefold() for entry in files]
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise _refused(archive, f"{twice!r} is in it twice")
-    if MANIFEST not in {entry.filename for entry in files}:
-        raise _refused(archive, f"it has no {MANIFEST}")
-    size = sum(entry.file_size for entry in files) / 2**20
-    if size > max_mib:
-        raise _refused(archive, f"it holds {size:.0f} MiB, and {max_mib} are taken", do="--max-mib takes more")
-    return files
-
-
-def _fault_of(entry: zipfile.ZipInfo) -> str:
-    """Why an entry must not be written; empty where it may be."""
-    name, kind = entry.filename, stat.S_IFMT(entry.external_attr >> 16)
-    path = PurePosixPath(name)
-    if name != entry.orig_filename or not name.isprintable() or "\\" in name or ":" in name:
-        return "is no name for a file on every system"
-    if not name or path.is_absolute() or ".." in path.parts or str(path) != name.removesuffix("/"):
-        return "leads out of the folder, or is no plain path"
-    if kind not in (0, stat.S_IFDIR if entry.is_dir() else stat.S_IFREG):
-        return "is a link, or another thing that is no plain file"
-    if entry.flag_bits & 0x1:
-        return "is encrypted"
-    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        return "is compressed in a way that is not taken"
-    return ""
 
 
 @contextmanager
@@ -158,17 +195,4 @@ def _reading(archive: Path) -> Iterator[None]:
     try:
         yield
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, UnicodeDecodeError) as error:
-        raise _refused(archive, f"the zip is damaged: {error}") from error
-
-
-def _refused(archive: Path, why: str, *, do: str = "copy it again from where it was packed") -> BundleError:
-    return BundleError(f"{archive} is not unpacked", why=why, do=do)
-
-
-def _copied(source: IO[bytes], target: IO[bytes]) -> str:
-    """Copy to the end; the hex SHA-256 of it."""
-    digest = hashlib.sha256()
-    while data := source.read(CHUNK):
-        digest.update(data)
-        target.write(data)
-    return digest.hexdigest()
+        raise refused(archive, f"the zip is damaged: {error}") from error

@@ -6,10 +6,13 @@ from collections.abc import Iterable
 from typing import Literal
 
 from trtship.bundle.bundle import Bundle
-from trtship.spec import Precision, Record, from_json
+from trtship.errors import BundleError
+from trtship.spec import BatchSize, Milliseconds, Precision, Record, from_json
 from trtship.verify import Verdict
 
 CANDIDATES = "evidence/candidates.json"
+MAX_CANDIDATES = 1_000
+"""A search tries about ten."""
 
 Outcome = Literal["shipped", "passed", "failed", "not tried"]
 
@@ -17,10 +20,10 @@ Outcome = Literal["shipped", "passed", "failed", "not tried"]
 class Latency(Record, frozen=True):
     """GPU time of one batch in ms: the median, and its confidence interval from `low` to `high` (95 %)."""
 
-    batch: int
-    ms: float
-    low: float
-    high: float
+    batch: BatchSize
+    ms: Milliseconds
+    low: Milliseconds
+    high: Milliseconds
 
 
 class Candidate(Record, frozen=True):
@@ -69,10 +72,20 @@ class Choice(Record, frozen=True):
 
 
 def choice_of(bundle: Bundle) -> Choice | None:
-    """The search that chose a bundle's precision; None where that was given. Raises BundleCorruptError, SpecError."""
+    """The search that chose a bundle's precision; None where that was given.
+
+    Raises BundleCorruptError, SpecError; BundleError for more than `MAX_CANDIDATES`.
+    """
     if CANDIDATES not in bundle.manifest.files:
         return None
-    return from_json(bundle.read(CANDIDATES), Choice, what=CANDIDATES)
+    found = from_json(bundle.read(CANDIDATES), Choice, what=CANDIDATES)
+    if len(found.candidates) > MAX_CANDIDATES:
+        raise BundleError(
+            f"{bundle.folder / CANDIDATES} is not read",
+            why=f"it has {len(found.candidates)} candidates, and {MAX_CANDIDATES} are the most",
+            do="deploy the model again",
+        )
+    return found
 
 
 COLUMNS = ("candidate", "outcome", "relative L2", "cosine", "top-1", "drop", "GPU ms", "plan MiB", "seconds", "why")

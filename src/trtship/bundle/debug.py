@@ -19,6 +19,8 @@ import msgspec
 
 from trtship.bundle.bundle import Bundle
 from trtship.bundle.debug_cases import Case, cases_of
+from trtship.bundle.graph_files import graph_session, private_graphs
+from trtship.bundle.room import require_room
 from trtship.bundle.runtime import open_session
 from trtship.errors import MachineError, OutputError, TrtshipError
 from trtship.family import choose_family
@@ -29,7 +31,6 @@ from trtship.passes.optimization import optimize
 from trtship.passes.registry import find_passes
 from trtship.progress import SILENT, Progress
 from trtship.session.base import Session
-from trtship.session.onnxruntime import OnnxRuntimeSession
 from trtship.spec import Precision, Record, ShapeRange, batch_range
 from trtship.verify import compare
 from trtship.verify.attack import attack
@@ -100,22 +101,25 @@ def debug_bundle(
     target = None if output is None else Path(output)
     if target is not None and target.exists():
         raise OutputError(f"{target} exists", why="it is not replaced", do="name a folder that does not exist yet")
-    job = _Job(opened, reference, family, device, width, memory, progress)
-    findings: list[Finding] = []
-    for step in job.steps():
-        findings.append(step())
-        if findings[-1].state == "wrong":
-            break
-    report = DebugReport(bundle=str(opened.folder), against=job.against, findings=tuple(findings))
-    if target is None or report.wrong is None or report.wrong.located is None:
-        return report
-    return job.write(report, report.wrong, target)
+    require_room(opened)
+    with private_graphs(opened) as graph:
+        job = _Job(opened, graph, reference, family, device, width, memory, progress)
+        findings: list[Finding] = []
+        for step in job.steps():
+            findings.append(step())
+            if findings[-1].state == "wrong":
+                break
+        report = DebugReport(bundle=str(opened.folder), against=job.against, findings=tuple(findings))
+        if target is None or report.wrong is None or report.wrong.located is None:
+            return report
+        return job.write(report, report.wrong, target)
 
 
 class _Job:
     def __init__(
         self,
         bundle: Bundle,
+        graph: Callable[[str], Path],
         reference: str | Path | None,
         family: str | None,
         device: int,
@@ -123,10 +127,10 @@ class _Job:
         memory: int,
         progress: Progress,
     ) -> None:
-        self.bundle, self.device, self.progress = bundle, device, progress
+        self.bundle, self._path, self.device, self.progress = bundle, graph, device, progress
         self._family, self._width, self._memory = family, width, memory
         m = self.m = bundle.manifest
-        self._graph = typed(bundle.path(m.graph))
+        self._graph = typed(graph(m.graph))
         self._has_own = reference is None
         self.reference = self._graph if reference is None else self._prepared(Path(reference))
         self.against = f"{bundle.folder / m.graph}" if reference is None else str(reference)
@@ -145,7 +149,7 @@ class _Job:
         batches, bound = batch_range(m.inputs, m.ranges).sizes_to_check, m.bounds[FP32]
 
         def opens() -> Session:
-            return OnnxRuntimeSession(self.bundle.path(m.graph))
+            return graph_session(self.bundle, m.graph)
 
         with opens() as session, self.progress.stage("check", FP32):
             verdicts = [compare(session, recorded, subject=FP32, batches=batches, bound=bound, progress=self.progress)]
@@ -161,7 +165,7 @@ class _Job:
         return Finding(subject=FP32, state="wrong", runtime=runtime, reason=reason)
 
     def _of_graph(self, subject: str, name: str, precision: Precision) -> Finding:
-        model = self._graph if name == self.m.graph else typed(self.bundle.path(name))
+        model = self._graph if name == self.m.graph else typed(self._path(name))
         suspect = GraphRuns(model, precision)
         with self.progress.stage("search", f"{subject}, {len(model.graph)} nodes"):
             for case in cases_of(self.bundle):
@@ -186,7 +190,7 @@ class _Job:
         except MachineError as error:
             return Finding(subject=PLAN, state="not run", reason=f"{error.what}: {error.why}")
         with own, self.progress.stage("search", PLAN):
-            suspect = self._plan_runs(typed(self.bundle.path(m.precision_graph)), whole=True)
+            suspect = self._plan_runs(typed(self._path(m.precision_graph)), whole=True)
             for case in cases_of(self.bundle):
                 search = self._search(suspect, case)
                 try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from trtship.bundle.bundle import Bundle
+from trtship.bundle.room import require_room
 from trtship.bundle.runtime import Chosen
 from trtship.errors import GateError
 from trtship.progress import SILENT, Progress
@@ -30,6 +31,7 @@ def check_first(bundle: Bundle, session: Session, *, progress: Progress = SILENT
     outputs are not the original's."""
     m = bundle.manifest
     batch = batch_range(m.inputs, m.ranges).opt
+    require_room(bundle, batch=batch)
     with progress.stage("check the plan", "against the bundle's reference"):
         verdict = compare(session, bundle.reference(), subject="plan", batches=[batch], bound=m.bounds["plan"])
     if verdict.state == "passed":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from trtship.bundle.bundle import Bundle
+from trtship.bundle.graph_files import private_graphs
 from trtship.engine import LAYERS_FILE, KernelReport, PlanLayers, kernels_of
 from trtship.engine.profiles import profiles_of
 from trtship.errors import BundleError
@@ -31,4 +32,5 @@ def bundle_kernels(bundle: Bundle, *, batch: int | None = None) -> KernelReport:
         sizes[letter] = batch
     shapes = {spec.name: spec.with_sizes(sizes) for spec in m.plan_inputs}
     profile = narrowest(profiles_of(m.plan_inputs, m.ranges, single=m.profiles), shapes)
-    return kernels_of(bundle.path(m.precision_graph), layers, profile=profile)
+    with private_graphs(bundle) as graph:
+        return kernels_of(graph(m.precision_graph), layers, profile=profile)

@@ -16,6 +16,7 @@ from PIL import Image
 
 from trtship.bundle.bundle import Bundle, folder_of
 from trtship.bundle.first_check import check_first, needs_first_check
+from trtship.bundle.room import require_room
 from trtship.bundle.runtime import PlanOptions, Runtime, open_session, start_cuda
 from trtship.bundle.signature import Trust, open_trusted
 from trtship.errors import DeviceError, InputError, SpecError
@@ -74,7 +75,7 @@ class BundleSession(Session):
             raise InputError(
                 "out= is for arrays", why="these are pictures", do="preprocess them first, or leave it out"
             )
-        return self._run_pictures(self.preprocess(images))
+        return self._run_pictures(self._listed(images))
 
     def infer(self, feeds: Mapping[str, Array], *, out: Array | Mapping[str, Array] | None = None) -> dict[str, Array]:
         return super().infer(feeds, out=out) if self._checks else self._session.infer(feeds, out=out)
@@ -117,6 +118,22 @@ class BundleSession(Session):
 
     def preprocess(self, images: Pictures) -> Any:
         """Pictures as the model's input, float32 [B, C, H, W] (the plan's own dtype where that is another)."""
+        return self._preprocessed(self._listed(images))
+
+    def _preprocessed(self, images: Sequence[Any]) -> Any:
+        spec, wanted = self.bundle.manifest.preprocess, self.inputs[0]
+        assert spec is not None
+        shape = wanted.shape[1:]
+        if len(shape) != 3 or any(isinstance(d, int) and d != n for d, n in zip(shape, spec.output_shape, strict=True)):
+            raise InputError(
+                "the bundle's preprocessing does not fit its model",
+                why=f"it makes {list(spec.output_shape)} of a picture, and the model takes {wanted}",
+                do="call the session with arrays, or deploy the model again with the preprocessing that it needs",
+            )
+        return preprocess_images(images, spec).astype(wanted.dtype, copy=False)
+
+    def _listed(self, images: Pictures) -> list[Any]:
+        """Pictures as a list. Raises InputError for what is none, and for a bundle that has no preprocessing."""
         spec = self.bundle.manifest.preprocess
         if spec is None:
             raise InputError(
@@ -135,7 +152,7 @@ class BundleSession(Session):
                     why="pictures are paths or PIL images",
                     do="pass arrays as one array, [B, C, H, W], or in a dict by name",
                 )
-        return preprocess_images(list(many), spec).astype(self.inputs[0].dtype, copy=False)
+        return list(many)
 
     def classify(self, images: Pictures, *, top: int = 5) -> list[list[Guess]]:
         """The `top` likeliest classes of each picture, likeliest first. Raises InputError for a model that is no
@@ -159,12 +176,14 @@ class BundleSession(Session):
         order = np.argsort(-odds, axis=1, kind="stable")[:, :top]
         return [[Guess(int(i), names[i], float(row[i])) for i in best] for row, best in zip(odds, order, strict=True)]
 
-    def _run_pictures(self, array: Any) -> Any:
-        """In chunks of at most the plan's largest batch; a chunk smaller than its smallest is filled up and cut."""
+    def _run_pictures(self, images: Sequence[Any]) -> Any:
+        """Read, preprocess and run in chunks of at most the plan's largest batch, so that memory is bounded by it; a
+        chunk smaller than its smallest is filled up and cut."""
         limits = batch_range(self.inputs, self.ranges)
+        require_room(self.bundle, batch=min(max(len(images), limits.min), limits.max))
         parts: list[dict[str, Any]] = []
-        for begin in range(0, len(array), limits.max):
-            chunk = array[begin : begin + limits.max]
+        for begin in range(0, len(images), limits.max):
+            chunk = self._preprocessed(images[begin : begin + limits.max])
             short = max(0, limits.min - len(chunk))
             filled = np.concatenate([chunk, np.repeat(chunk[-1:], short, axis=0)]) if short else chunk
             found = self.infer({self.inputs[0].name: filled})
@@ -225,7 +244,7 @@ def load(
     memory_limit: float | None = None,
     graphs: int = 64,
     verify_key: str | Path | None = None,
-    verify_certificates: str | Path | Sequence[str | Path] = (),
+    verify_certificates: str | Path | Sequence[str | Path] | None = None,
     progress: Progress = SILENT,
 ) -> BundleSession:
     """Open a bundle on the best runtime of this machine; every hash is checked before anything native reads a byte.
@@ -243,7 +262,7 @@ def load(
     none. onnxruntime heeds `memory_limit` alone, on a GPU, for its arena.
 
     With `verify_key`, the PEM file of a public key, or `verify_certificates`, the bundle must bear a valid signature
-    (`trtship sign`), which is checked before anything else.
+    (`trtship sign`), which is checked before anything else. An empty list of certificates is an error.
 
     Raises BundleError and MachineError (and their subclasses: GpuMemoryError where the GPU's memory, or `memory_limit`,
     has no room for the plan), GateError where the plan's outputs are not the model's, SpecError for an argument that

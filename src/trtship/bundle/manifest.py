@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from trtship.bundle.limits import check_manifest, check_manifest_size
 from trtship.errors import BundleCorruptError, BundleSchemaError
 from trtship.gpu import Gpu
 from trtship.preprocess import Preprocess
@@ -95,10 +96,16 @@ def _digest(plain: dict[str, Any]) -> str:
 
 
 def read_manifest(data: bytes, *, where: str) -> Manifest:
-    """Parse and check the seal. Raises BundleSchemaError (newer, or not in the schema), BundleCorruptError."""
+    """Parse, and check the seal and every value.
+
+    Raises BundleSchemaError (newer, not in the schema, or a value out of its limits), BundleCorruptError, BundleError
+    (too large).
+    """
+    check_manifest_size(len(data), where=where)
     try:
         version = msgspec.json.decode(data, type=_Version).schema
         plain = msgspec.json.decode(data)
+        sealed = to_json(plain) == data and plain.get("seal") == _digest(plain)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise BundleCorruptError(
             f"{where} is no bundle manifest", why=str(error), do="deploy the model again, or copy the bundle again"
@@ -109,18 +116,35 @@ def read_manifest(data: bytes, *, where: str) -> Manifest:
             why=f"its schema is {version}, and this trtship reads up to {SCHEMA}",
             do="pip install --upgrade trtship",
         )
-    if to_json(plain) != data or plain.get("seal") != _digest(plain):
+    if not sealed:
         raise BundleCorruptError(
             f"{where} was changed after it was written",
             why="its own SHA-256 does not match",
             do="copy the bundle again from where it was made, or deploy the model again",
         )
     try:
-        return msgspec.json.decode(data, type=Manifest)
-    except msgspec.MsgspecError as error:
+        manifest = msgspec.json.decode(data, type=Manifest)
+    except (msgspec.MsgspecError, OverflowError) as error:
         raise BundleSchemaError(
             f"{where} does not follow the schema", why=str(error), do="deploy the model again with this trtship"
         ) from error
+    check_manifest(manifest, plain, where=where)
+    return manifest
+
+
+def files_listed(data: bytes) -> frozenset[str] | None:
+    """Return the files that a manifest of any version lists, where its seal proves that trtship wrote it; else None.
+
+    Neither the rest of its schema nor its values are looked at: a bundle of another version, or one that cannot be
+    used, may be replaced as well.
+    """
+    try:
+        plain = msgspec.json.decode(data, type=dict[str, Any])
+        files = msgspec.convert(plain.get("files"), dict[str, str])
+        sealed = isinstance(plain.get("schema"), int) and plain.get("seal") == _digest(plain)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+    return frozenset(files) if sealed else None
 
 
 class _Version(msgspec.Struct):

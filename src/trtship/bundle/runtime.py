@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from trtship.bundle.bundle import Bundle
+from trtship.bundle.graph_files import graph_source, private_graphs
 from trtship.cache import Cache
 from trtship.engine import plan_apart, sturdy_plan
 from trtship.errors import DeviceError, GpuFaultError, GpuMemoryError, MachineError
@@ -130,12 +131,15 @@ def _graph_session(opening: _Opening) -> OnnxRuntimeSession:
     m = opening.bundle.manifest
     # fp32, unless the plan takes or gives another type: then the graph that does so too
     same = (m.inputs, m.outputs) == (m.plan_inputs, m.plan_outputs)
-    return OnnxRuntimeSession(
-        opening.bundle.path(m.graph if same else m.precision_graph),
-        providers="cuda" if opening.device else "auto" if opening.gpus else "cpu",
-        device=opening.device,
-        memory_limit=opening.options.memory_limit,
-    )
+    name = m.graph if same else m.precision_graph
+    with graph_source(opening.bundle, name) as graph:
+        return OnnxRuntimeSession(
+            graph,
+            providers="cuda" if opening.device else "auto" if opening.gpus else "cpu",
+            device=opening.device,
+            memory_limit=opening.options.memory_limit,
+            name=str(opening.bundle.folder / name),
+        )
 
 
 def _best(opening: _Opening, rebuild: bool) -> Chosen:
@@ -245,10 +249,10 @@ def _rebuilt(bundle: Bundle, family: Family, gpu: Gpu, why: str, progress: Progr
             f"the plan in {bundle.folder} does not fit this machine: {why}; building one from {m.precision_graph} with "
             f"{family}, which may take minutes, once: it is kept. rebuild=False forbids it",
         )
-        with progress.stage("rebuild the plan", f"with {family}"):
+        with progress.stage("rebuild the plan", f"with {family}"), private_graphs(bundle) as graph:
             plan = sturdy_plan(
                 lambda sizes: plan_apart(
-                    bundle.path(m.precision_graph),
+                    graph(m.precision_graph),
                     family=family,
                     inputs=m.plan_inputs,
                     ranges=m.ranges,

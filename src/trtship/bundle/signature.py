@@ -11,16 +11,17 @@ import hashlib
 import json
 import os
 import reprlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from trtship.bundle.bundle import MANIFEST, SIGNATURE, Bundle, folder_of
+from trtship.bundle.bundle import Bundle, folder_of, manifest_bytes
 from trtship.bundle.manifest import read_manifest
-from trtship.errors import BundleSignatureError, DependencyError, OutputError, SpecError
-from trtship.files import whole_file
+from trtship.bundle.names import MANIFEST, SIGNATURE
+from trtship.errors import BundleCorruptError, BundleSignatureError, DependencyError, OutputError, SpecError
+from trtship.files import locked, whole_file
 from trtship.needs import need
 from trtship.progress import SILENT, Progress
 
@@ -35,12 +36,27 @@ class Trust(msgspec.Struct, frozen=True):
     certificates: tuple[str, ...] = ()
 
     @staticmethod
-    def of(key: str | Path | None, certificates: str | Path | Sequence[str | Path] = ()) -> Trust | None:
-        """None where nobody's is asked for; one certificate may come without a list around it. Raises SpecError for
-        both at once, or a file that is not there."""
-        certificates = _listed(certificates)
-        if key is None and not certificates:
+    def of(key: str | Path | None, certificates: str | Path | Sequence[str | Path] | None = None) -> Trust | None:
+        """Return whose signature is asked for; None where both arguments are None.
+
+        Args:
+            key: the path of a public key.
+            certificates: the path of a certificate, or several. An empty list is an error, not "no signature": who
+                passes a list asks for one.
+
+        Raises:
+            SpecError: both are given, the list is empty, or a file is not there.
+        """
+        if key is None and certificates is None:
             return None
+        asked = certificates is not None
+        certificates = _listed(certificates)
+        if asked and not certificates:
+            raise SpecError(
+                "no certificate was given",
+                why="the list of certificates is empty, and a signature that nobody is trusted for proves nothing",
+                do="name a certificate, or pass None to load bundles that are not signed",
+            )
         if key is not None and certificates:
             raise SpecError("a key and certificates were given", why="a bundle has one signature", do="name one")
         for file in (*certificates, *([] if key is None else [key])):
@@ -66,8 +82,12 @@ def sign_bundle(
     for file in (key, *chain, *([] if certificate is None else [certificate])):
         _check_file(file)
     path = opened.folder / SIGNATURE
-    if path.exists() and not force:
+    if os.path.lexists(path) and not force:
         raise OutputError(f"{bundle} is signed", why=f"{SIGNATURE} is in it", do="--force signs it anew")
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder", why="the signature is to be written there", do="move it elsewhere")
+    if certificate is not None:
+        chain = _chain_of(Path(certificate), chain)
     signing = need("model_signing.signing", purpose=PURPOSE)
     config = signing.Config().set_hashing_config(_hashing(opened.folder))
     try:
@@ -85,9 +105,56 @@ def sign_bundle(
             why=_reason(error),
             do="give the PEM file of an elliptic curve's private key, P-256 say",
         ) from error
-    with progress.stage("sign", opened.folder.name), whole_file(path) as draft:
+    with progress.stage("sign", opened.folder.name), locked(opened.folder), whole_file(path) as draft:
         config.sign(opened.folder, draft)
+        _check_signed(opened, _signed(draft))
     return path
+
+
+def _chain_of(certificate: Path, chain: Sequence[str | Path]) -> tuple[str | Path, ...]:
+    """Return what to sign with above a certificate: the certificate itself where it signed itself and none is given.
+
+    Raises SpecError where the certificate's issuer is missing.
+    """
+    x509 = need("cryptography.x509", purpose=PURPOSE)
+    try:
+        own = x509.load_pem_x509_certificate(certificate.read_bytes())
+        above = [one for file in chain for one in x509.load_pem_x509_certificates(Path(file).read_bytes())]
+    except ValueError as error:
+        files = ", ".join(map(str, (certificate, *chain)))
+        raise SpecError(
+            f"one of {files} is no certificate", why=str(error).splitlines()[0], do="give PEM files of certificates"
+        ) from error
+    if any(_issued(own, issuer) for issuer in [own, *above]):
+        return tuple(chain) or (certificate,)
+    missing = f"it was issued by {own.issuer.rfc4514_string()!r}"
+    raise SpecError(
+        f"the chain above {certificate} is missing",
+        why=f"{missing}, whose certificate is not in --chain" if chain else f"{missing}, and --chain was not given",
+        do="--chain FILE names the PEM file of that certificate; once for each one above it",
+    )
+
+
+def _issued(certificate: Any, issuer: Any) -> bool:
+    try:
+        certificate.verify_directly_issued_by(issuer)
+    except Exception:  # ValueError, TypeError, InvalidSignature of cryptography
+        return False
+    return True
+
+
+def _check_signed(bundle: Bundle, signed: Mapping[str, str]) -> None:
+    """Raises BundleCorruptError where a file was exchanged while it was signed: what was opened is to be signed."""
+    data = manifest_bytes(bundle.folder)
+    same = read_manifest(data, where=MANIFEST) == bundle.manifest
+    wanted = {**bundle.manifest.files, MANIFEST: hashlib.sha256(data).hexdigest()}
+    changed = sorted(name for name, digest in wanted.items() if signed.get(name) != digest)
+    if changed or not same:
+        raise BundleCorruptError(
+            f"{bundle.folder} is not signed",
+            why=f"{changed[0] if changed else MANIFEST} changed while it was signed",
+            do="look at what changes it, and sign again",
+        )
 
 
 def open_trusted(bundle: str | Path, trust: Trust | None, *, progress: Progress = SILENT) -> Bundle:
@@ -99,7 +166,7 @@ def open_trusted(bundle: str | Path, trust: Trust | None, *, progress: Progress 
         return Bundle.open(bundle, progress=progress)
     signed = check_signature(bundle, trust, progress=progress)
     opened = Bundle.open(bundle, progress=progress)
-    data = (opened.folder / MANIFEST).read_bytes()
+    data = manifest_bytes(opened.folder)
     if hashlib.sha256(data).hexdigest() != signed or read_manifest(data, where=MANIFEST) != opened.manifest:
         raise _invalid(opened.folder, "the manifest was exchanged while it was checked")
     return opened
@@ -135,7 +202,7 @@ def check_signature(bundle: str | Path, trust: Trust, *, progress: Progress = SI
     try:
         with progress.stage("check the signature", folder.name):
             config.set_hashing_config(_hashing(folder)).verify(folder, folder / SIGNATURE)
-            signed = _signed(folder)
+            signed = _signed(folder / SIGNATURE)
     except DependencyError:
         raise
     except Exception as error:  # model-signing has no error of its own; whatever it is, nothing was proved
@@ -150,9 +217,9 @@ def _reason(error: Exception) -> str:
     return "it is a key of another kind: RSA, or Ed25519" if isinstance(error, AttributeError) else str(error)
 
 
-def _signed(folder: Path) -> dict[str, str]:
+def _signed(signature: Path) -> dict[str, str]:
     """The digests, by file, in a signature that was found valid: a statement of in-toto in a bundle of Sigstore's."""
-    envelope = json.loads((folder / SIGNATURE).read_bytes())["dsseEnvelope"]
+    envelope = json.loads(signature.read_bytes())["dsseEnvelope"]
     statement = json.loads(base64.b64decode(envelope["payload"]))
     return {one["name"]: one["digest"] for one in statement["predicate"]["resources"]}
 
@@ -195,6 +262,12 @@ def _no_path(file: object) -> SpecError:
 def _check_file(path: object) -> None:
     if not isinstance(path, (str, os.PathLike)):
         raise _no_path(path)
+    if not os.fspath(path):
+        raise SpecError(
+            "there is no file: the path of a key or certificate is empty",
+            why="an empty path names no file",
+            do="pass the path of a PEM file",
+        )
     if not Path(path).is_file():
         raise SpecError(
             f"there is no file {path}", why="it was to be read as a key or certificate", do="check the path"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import msgspec
 
 from trtship.bundle.bundle import Bundle
+from trtship.bundle.graph_files import copy_graph, graph_session
 from trtship.bundle.runtime import open_session
 from trtship.bundle.top1 import Originals, top1_verdict
 from trtship.errors import DependencyError, GraphError, MachineError
@@ -57,7 +59,7 @@ def subjects_of(
         ).session
 
     with temporary_folder() as folder:
-        found = [Subject(EXACT, lambda: OnnxRuntimeSession(bundle.path(m.graph)), usual, few, False)]
+        found = [Subject(EXACT, lambda: graph_session(bundle, m.graph), usual, few, False)]
         if m.precision_graph != m.graph:
             low = f"graph {m.precision.value}"
             found.append(Subject(low, lambda: _emulated(bundle, folder), usual, few, False))
@@ -69,8 +71,13 @@ def subjects_of(
 def _of_each_profile(limits: ShapeRange, single: Sequence[int]) -> set[int]:
     """The batches that have kernels of their own; and for the profile of all others its largest, and its largest odd
     one, which none of these has."""
-    others = [n for n in range(limits.max, limits.min - 1, -1) if n not in single]
-    return {*(n for n in single if n in limits), *others[:1], *[n for n in others if n % 2][:1]}
+    own = set(single)
+
+    def largest(wanted: Callable[[int], bool]) -> tuple[int, ...]:
+        others = (n for n in range(limits.max, limits.min - 1, -1) if n not in own and wanted(n))
+        return tuple(itertools.islice(others, 1))
+
+    return {*(n for n in single if n in limits), *largest(lambda n: True), *largest(lambda n: n % 2 == 1)}
 
 
 def _emulated(bundle: Bundle, folder: Path) -> Session:
@@ -78,7 +85,7 @@ def _emulated(bundle: Bundle, folder: Path) -> Session:
     each tensor stands in for it, since onnxruntime itself leaves most of them out. `runtime` says so."""
     stand_in = folder / "emulated.onnx"
     if not stand_in.exists():
-        emulate_low(bundle.path(bundle.manifest.precision_graph), stand_in)
+        emulate_low(copy_graph(bundle, bundle.manifest.precision_graph, folder), stand_in)
     session = OnnxRuntimeSession(stand_in)
     low = bundle.manifest.precision.graph_dtype
     session.runtime += f", {low} emulated: every tensor rounded to it after an fp32 kernel"

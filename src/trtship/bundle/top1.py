@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from trtship.bundle.bundle import Bundle
-from trtship.files import sha256_of
+from trtship.pictures import hash_image
 from trtship.progress import Progress
 from trtship.session.base import Session
 from trtship.spec import Record, batch_range, classes_of, from_json
@@ -50,7 +50,7 @@ def top1_verdict(
         return not_run(subject, TOP1_DROP, "the bundle was made without --eval, so what the original says is unknown")
     if spec is None:
         return not_run(subject, TOP1_DROP, "the bundle has no preprocessing")
-    known = [(p, originals.predictions.get(sha256_of(p.path))) for p in pictures]
+    known = [(p, originals.predictions.get(hash_image(p.path))) for p in pictures]
     missing = sum(prediction is None for _, prediction in known)
     if missing:
         return not_run(subject, TOP1_DROP, f"{missing} of these pictures are not those that the original was run on")

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import msgspec
 
-from trtship.bundle.bundle import MANIFEST, Bundle
+from trtship.bundle.bundle import Bundle
+from trtship.bundle.names import MANIFEST
+from trtship.bundle.room import require_room
 from trtship.bundle.subjects import Checks, subjects_of
 from trtship.bundle.top1 import originals_of
 from trtship.files import check_writable
@@ -60,8 +62,15 @@ def verify_bundle(
         progress=progress,
     )
     merged = merge(opened.manifest.verdicts, fresh)
+
+    def merge_with(now: tuple[Verdict, ...]) -> tuple[Verdict, ...]:
+        """With those that others recorded meanwhile."""
+        nonlocal merged
+        merged = merge(now, fresh)
+        return merged
+
     if record:
-        opened.with_verdicts(merged)
+        opened.with_verdicts(merge_with)
     return _told(merged, fresh, gates)
 
 
@@ -110,6 +119,7 @@ def check_bundle(
     `known` are verdicts of another bundle with the same fp32 graph, reference and pictures. Where all of that graph's
     passed, by bounds no wider than this bundle's, they are taken as they are.
     """
+    require_room(bundle)
     m = bundle.manifest
     pictures: list[Picture] | None = None
     if eval_dir is not None:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from trtship.measure import Measure
 
 HELP = "time a bundle and its peers on the same inputs and the same GPU, in one run"
+MAX_HEAD_BYTES = 2**20
+"""Of a file that is looked at before a plot replaces it."""
 EXAMPLE = "trtship bench swin.trtship --against eager,compile,onnx-tensorrt --batches 1,32,128"
 
 
@@ -59,13 +61,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
+    from pathlib import Path
+
     from trtship.bench import bench
     from trtship.bench.original import options_of, original_of
     from trtship.bundle import Bundle
-    from trtship.bundle.bundle import MANIFEST
+    from trtship.bundle.names import MANIFEST
     from trtship.files import check_writable
     from trtship.report import record_bench
 
+    if arguments.plot:
+        _check_plot(Path(arguments.plot))
     batches = [positive(text, "--batches") for text in arguments.batches.split(",")]
     within = positive(arguments.prepare_within, "--prepare-within")
     builds = positive(arguments.builds, "--builds")
@@ -112,6 +118,22 @@ def peer_paths(texts: Sequence[str]) -> dict[str, Path]:
             raise SpecError(f"--peer-path {text!r} is no path of a peer", why=why, do=do)
         found[name] = Path(folder)
     return found
+
+
+def _check_plot(target: Path) -> None:
+    """Raises OutputError for a file that cannot be written, or is not a plot of an earlier run."""
+    from trtship.errors import OutputError
+    from trtship.files import open_regular, read_bounded, refuse_to_replace
+
+    refuse_to_replace(target, force=True)
+    if not target.exists():
+        return
+    with open_regular(target) as file:
+        head = read_bounded(file, MAX_HEAD_BYTES)
+    if not head.startswith(b"<svg") or not any(mark in head for mark in (b"Throughput of", b"nothing timed")):
+        raise OutputError(
+            f"{target} is not replaced", why="it is not a plot that trtship wrote", do="choose another path for --plot"
+        )
 
 
 def _plot(report: BenchReport, path: str) -> None:

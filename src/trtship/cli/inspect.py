@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
 HELP = "show what is in a bundle, how it was made, and every verdict"
 EXAMPLE = "trtship inspect swin.trtship"
+MISSING = "not recorded"
+MAX_FILES_SHOWN = 500
+"""Rows of the table of files; a bundle has about 30."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,6 +60,14 @@ def _kernels(bundle: Bundle, batch: int | None, console: Console) -> int:
     return 0
 
 
+def _files(bundle: Bundle) -> list[tuple[str, str, str]]:
+    """A row for each file, `MAX_FILES_SHOWN` at most."""
+    files = list(bundle.manifest.files.items())
+    shown = [(n, f"{bundle.path(n).stat().st_size / 2**20:.2f}", d[:16]) for n, d in files[:MAX_FILES_SHOWN]]
+    left = len(files) - len(shown)
+    return [*shown, (f"and {left} more", "", "")] if left else shown
+
+
 def _show(bundle: Bundle, console: Console) -> None:
     from trtship.bundle.candidates import choice_of
     from trtship.cli.tables import table, verdict_table
@@ -67,7 +78,8 @@ def _show(bundle: Bundle, console: Console) -> None:
     optimize = bundle.evidence("optimize")
     gpus = ", ".join(g.name for g in m.machine.gpus) or "no GPU"
     targets = ", ".join(build.get("targets", ())) or "all that the family supports"
-    thawed = export["export"].get("thawed", ())
+    exported = export.get("export", {})
+    thawed = exported.get("thawed", ())
     classes = bundle.labels
     rows = [
         ("name", m.name),
@@ -79,31 +91,33 @@ def _show(bundle: Bundle, console: Console) -> None:
         ("sizes", ", ".join(f"{letter} = {r}" for letter, r in m.ranges.items()) or "fixed"),
         ("labels", f"{len(classes)}: {', '.join(classes[:5])}{', ...' * (len(classes) > 5)}" if classes else "none"),
         ("preprocessing", to_json(m.preprocess, indent=-1).decode().strip() if m.preprocess else "none"),
-        ("export", f"{export['export']['exporter']}, opset {export['export']['opset']}"),
-        *([("", f"fell back: {export['export']['fell_back']}")] if export["export"]["fell_back"] else []),
+        ("export", f"{exported['exporter']}, opset {exported['opset']}" if exported else MISSING),
+        *([("", f"fell back: {exported['fell_back']}")] if exported.get("fell_back") else []),
         *([("", f"frozen batch made dynamic in {', '.join(thawed)}")] if thawed else []),
         (
             "simplify",
-            f"kept the {simplify['kept']} graph, {simplify['nodes_before']} -> {simplify['nodes_after']} nodes",
+            f"kept the {simplify['kept']} graph, {simplify['nodes_before']} -> {simplify['nodes_after']} nodes"
+            if simplify
+            else MISSING,
         ),
-        *([("", simplify["why"])] if simplify["why"] else []),
+        *([("", simplify["why"])] if simplify.get("why") else []),
         ("optimize", optimize.get("summary", "no pass was run")),
         *[
             ("", f"{one['name']} was rolled back: {one['why']}")
             for one in optimize.get("passes", ())
             if one["rolled_back"]
         ],
-        ("precision", f"{m.precision.value}; nodes kept in fp32: {sum(precision['kept'].values())}"),
+        ("precision", f"{m.precision.value}; nodes kept in fp32: {sum(precision.get('kept', {}).values())}"),
         (
             "plan",
-            f"{m.family} {m.family_version}, {build['plan_mib']} MiB, for {targets}, built in {build['seconds']} s",
+            f"{m.family} {m.family_version}"
+            + (f", {build['plan_mib']} MiB, for {targets}, built in {build['seconds']} s" if build else ""),
         ),
         ("signature", "there is one; --verify-key tells whose" if bundle.is_signed else "none"),
         ("versions", ", ".join(f"{name} {version}" for name, version in m.versions.items())),
     ]
     console.print(table(("", ""), rows))
-    sizes = {name: (bundle.folder / name).stat().st_size / 2**20 for name in m.files}
-    console.print(table(("file", "MiB", "SHA-256"), [(n, f"{sizes[n]:.2f}", d[:16]) for n, d in m.files.items()]))
+    console.print(table(("file", "MiB", "SHA-256"), _files(bundle)))
     console.print(verdict_table(m.verdicts))
     if (choice := choice_of(bundle)) is not None:
         from trtship.cli.candidates import show_choice

@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 from trtship import __version__
 from trtship.cli.console import Console
 from trtship.errors import Cancelled, DependencyError, TrtshipError, UserError
+from trtship.files import NotRegularError
 from trtship.needs import keep_quiet, remedy
 
 MAKE_AND_USE = ("deploy", "run", "inspect", "verify", "report", "debug", "bench", "pack", "unpack", "sign")
@@ -130,6 +131,8 @@ def _explain(error: BaseException) -> TrtshipError:
         return Cancelled("cancelled", why=why, do="run it again: nothing half-made was left behind")
     if isinstance(error, TrtshipError):
         return error
+    if isinstance(error, NotRegularError):
+        return UserError(f"cannot read {error.filename}", why=error.strerror or str(error), do="name a regular file")
     if isinstance(error, OSError) and error.errno in SURROUNDINGS:
         what = f"cannot use {error.filename}" if error.filename else "reading or writing failed"
         return UserError(what, why=error.strerror or str(error), do=SURROUNDINGS[error.errno])

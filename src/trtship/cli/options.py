@@ -75,7 +75,6 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
         "--verify-certificate",
         metavar="FILE",
         action="append",
-        default=[],
         help="or with a certificate under this one (PEM); may be repeated",
     )
 

@@ -27,7 +27,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     from pathlib import Path
 
     from trtship.bundle import Bundle
-    from trtship.bundle.bundle import REPORT
+    from trtship.bundle.names import REPORT
     from trtship.files import refuse_to_replace
     from trtship.report import report_file, write_report
 

@@ -23,7 +23,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--certificate", metavar="FILE", help="PEM file of the certificate for the key")
     parser.add_argument(
-        "--chain", metavar="FILE", action="append", default=[], help="of those above the certificate, one a time"
+        "--chain",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="PEM file of a certificate above that one, its issuer's at least; may be repeated (default: none, for a "
+        "certificate that signed itself)",
     )
     parser.add_argument("--force", action="store_true", help="sign anew what is signed")
 

@@ -32,8 +32,10 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str =
 def verdict_table(verdicts: Sequence[Verdict]) -> Any:
     """A row a verdict: subject, gate, state, its worst figure against the bound, where it ran or why it did not. The
     probes that a subject passed are one row, and so are those that did not run for one reason."""
+    from trtship.report.verdicts import bounded
     from trtship.verify.verdict import COMPARISONS
 
+    verdicts, left = bounded(verdicts)
     rows: list[Sequence[str]] = []
     for subject in dict.fromkeys(v.subject for v in verdicts):
         together: dict[tuple[str, str], list[Verdict]] = {}
@@ -43,6 +45,7 @@ def verdict_table(verdicts: Sequence[Verdict]) -> Any:
             else:
                 together.setdefault((verdict.state, verdict.reason), []).append(verdict)
         rows += [(subject, "probes", state, "", "", _probes(probes)) for (state, _), probes in together.items()]
+    rows += [("", "", "", "", "", left)] if left else []
     return table(("subject", "gate", "verdict", "worst", "bound", "where, or why not"), rows)
 
 

@@ -25,7 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
-    from trtship.bundle.archive import MAX_MIB, unpack_bundle
+    from trtship.bundle.archive import unpack_bundle
+    from trtship.bundle.archive_entries import MAX_MIB
 
     bundle = unpack_bundle(
         arguments.archive,

@@ -7,10 +7,9 @@ from pathlib import Path
 from shutil import copy2
 from typing import NamedTuple
 
-import msgspec
-
 from trtship.bundle.bundle import Bundle
 from trtship.bundle.manifest import Manifest
+from trtship.bundle.replacing import replaceable_bundle
 from trtship.deployment.finish import finish
 from trtship.deployment.options import DeployOptions
 from trtship.deployment.place import check_place
@@ -79,9 +78,9 @@ class FailedPlace(NamedTuple):
         to be told in any case."""
         try:
             self.check()  # again: minutes have passed
-            with whole_folder(self.folder, replace=self.folder.exists()) as whole:
+            with whole_folder(self.folder, replace=replaceable_bundle) as whole:
                 _copy(draft, whole)
-                finish(stages, Bundle(whole, msgspec.structs.replace(manifest, verdicts=verdicts)))
+                finish(stages, Bundle(whole, manifest).with_verdicts(verdicts))
         except (OutputError, OSError) as error:
             told = error if isinstance(error, OutputError) else explain_os_error(error, self.folder)
             return f"the bundle could not be kept: {told.what}{f' ({told.why})' if told.why else ''}"

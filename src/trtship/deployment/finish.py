@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from trtship.bundle.bundle import Bundle
+from trtship.bundle.graph_files import private_graphs
 from trtship.deployment.stages import REPORT, Stages
 from trtship.report import StageTime, write_report
 from trtship.report.evidence import ERRORS, STAGES
@@ -32,9 +33,10 @@ def _by_layer(stages: Stages, bundle: Bundle) -> ErrorsByLayer:
     rows = rows_to_run(batch_range(m.inputs, m.ranges))
 
     def make(folder: Path) -> None:
-        graph, low = bundle.path(m.graph), bundle.path(m.precision_graph)
-        with stages.progress.stage("compare layer by layer", f"{m.precision.value} with fp32, through onnxruntime"):
-            found = errors_by_layer(graph, low, bundle.reference(), rows=rows, progress=stages.progress)
+        said = f"{m.precision.value} with fp32, through onnxruntime"
+        with stages.progress.stage("compare layer by layer", said), private_graphs(bundle) as graph:
+            full, low = graph(m.graph), graph(m.precision_graph)
+            found = errors_by_layer(full, low, bundle.reference(), rows=rows, progress=stages.progress)
         if found.reason:
             raise _NotRead(found)
         (folder / REPORT).write_bytes(to_json(found))

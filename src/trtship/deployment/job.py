@@ -7,10 +7,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import msgspec
-
 from trtship.bundle.bundle import Bundle
 from trtship.bundle.candidates import Choice, choice_of
+from trtship.bundle.replacing import replaceable_bundle
 from trtship.bundle.subjects import EXACT
 from trtship.bundle.verify import check_bundle
 from trtship.cache import Cache
@@ -200,14 +199,14 @@ def _make(
     else:
         made = make_plan(stages, common, Way(precision=options.precision))
     check_place(output)  # again: minutes have passed
-    with whole_folder(output, replace=output.exists()) as draft:
+    with whole_folder(output, replace=replaceable_bundle) as draft:
         manifest = assemble(stages, common, made, draft, name=output.stem, choice=found.choice if found else None)
         try:
             verdicts = _hold_gates(found.candidate.verdicts) if found else checked(stages, made, Bundle.open(draft))
         except FailedGatesError as failure:
             became = NOT_KEPT if kept is None else kept.keep(stages, draft, manifest, failure.verdicts)
             raise failure.told(became) from failure
-        finish(stages, Bundle(draft, msgspec.structs.replace(manifest, verdicts=verdicts)))
+        finish(stages, Bundle(draft, manifest).with_verdicts(verdicts))
     return verdicts, found.choice if found else None
 
 

@@ -8,32 +8,22 @@ from typing import Any
 
 from trtship.bundle.bundle import Bundle
 from trtship.bundle.candidates import choice_of
+from trtship.bundle.replacing import replaceable_bundle
 from trtship.cache import describe_changes
 from trtship.errors import BundleError, OutputError
 from trtship.progress import Progress
 
 
 def check_place(output: Path, *, option: str = "-o") -> None:
-    """Raises OutputError early where a bundle could not be written, or would replace something that is none."""
+    """Raises OutputError early where a bundle could not be written, or would replace something that is not ours."""
     parent = output.absolute().parent
     while not parent.exists():
         parent = parent.parent
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         why = "it is a file" if not parent.is_dir() else "no write permission"
         raise OutputError(f"cannot write {output}", why=f"{parent}: {why}", do="choose a folder that you may write to")
-    if output.is_symlink() or (output.exists() and not _replaceable(output)):
-        raise OutputError(
-            f"{output} exists and is no bundle",
-            why="only a bundle may be replaced, with --force",
-            do=f"choose another {option}, or remove it yourself",
-        )
-
-
-def _replaceable(output: Path) -> bool:
-    if not output.is_dir():
-        return False
-    is_bundle = (output / "manifest.json").is_file() and (output / "evidence").is_dir()
-    return is_bundle or not any(output.iterdir())
+    if os.path.lexists(output):
+        replaceable_bundle(output, option=option)
 
 
 def compare_with_standing(

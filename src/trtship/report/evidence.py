@@ -10,12 +10,15 @@ from trtship.bench.report import BenchReport
 from trtship.bundle.bundle import Bundle
 from trtship.bundle.candidates import Choice, choice_of
 from trtship.bundle.manifest import Manifest
+from trtship.errors import BundleError
 from trtship.spec import Record, from_json
 from trtship.verify.error_by_layer import ErrorsByLayer
 
 STAGES = "evidence/stages.json"
 BENCH = "evidence/bench.json"
 ERRORS = "evidence/errors_by_layer.json"
+MAX_ROWS = 2_000
+"""Of a record: a search has dozens of stages, a bench dozens of rows, and 64 tensors are read out."""
 REPORTS = ("export", "simplify", "optimize", "precision", "build")
 
 T = TypeVar("T")
@@ -42,18 +45,32 @@ class Evidence(msgspec.Struct, frozen=True):
 
     @staticmethod
     def read(bundle: Bundle) -> Evidence:
-        """Raises BundleCorruptError, and SpecError for a record that is not in its schema."""
+        """Raises BundleCorruptError, SpecError for a record that is not in its schema, BundleError for one that is
+        longer than a report shows."""
 
         def record(name: str, kind: type[T]) -> T | None:
             if name not in bundle.manifest.files:
                 return None
             return from_json(bundle.read(name), kind, what=f"{bundle.folder / name}")
 
+        bench, errors = record(BENCH, BenchReport), record(ERRORS, ErrorsByLayer)
+        stages = record(STAGES, tuple[StageTime, ...]) or ()
+        for name, count in (
+            (STAGES, len(stages)),
+            (BENCH, len(bench.rows) if bench else 0),
+            (ERRORS, len(errors.layers) if errors else 0),
+        ):
+            if count > MAX_ROWS:
+                raise BundleError(
+                    f"{bundle.folder / name} is not read",
+                    why=f"it has {count} entries, and {MAX_ROWS} are the most",
+                    do="deploy the model again",
+                )
         return Evidence(
             manifest=bundle.manifest,
-            stages=record(STAGES, tuple[StageTime, ...]) or (),
+            stages=stages,
             reports={name: bundle.evidence(name) for name in REPORTS},
             choice=choice_of(bundle),
-            bench=record(BENCH, BenchReport),
-            errors=record(ERRORS, ErrorsByLayer),
+            bench=bench,
+            errors=errors,
         )

@@ -15,6 +15,8 @@ from trtship.report.words import count, ms, size
 from trtship.verify import Bound
 from trtship.verify.error_by_layer import ErrorsByLayer, LayerError
 
+PLOTTED = 1e-30, 1e30
+"""What a logarithmic axis shows: a relative error beyond is at its end."""
 FAR = 1000.0
 """A bound that is further off than this many times what was measured would flatten the plot."""
 
@@ -90,14 +92,14 @@ def by_layer(errors: ErrorsByLayer, bound: Bound | None, *, subject: str) -> Fig
     )
     if len(right) < 2:
         return Figure(svg=Markup(""), table=table)
-    values = [layer.rel_l2 or 0.0 for layer in right]
+    values = [_plotted(layer) for layer in right]
     rules = []
     if bound is not None and bound.value < FAR * max(values):
         rules.append(Rule(axis="y", value=bound.value, label=f"bound at the output, {bound.value:.2g}"))
     reach = [*values, *(rule.value for rule in rules)]
     low, high = min(reach) / 1.5, max(reach) * 1.8
     lost = [layer for layer in errors.layers if layer.rel_l2 is None]
-    series = [Series(points=tuple((layer.depth, layer.rel_l2 or 0.0) for layer in right), kind="line")]
+    series = [Series(points=tuple((layer.depth, _plotted(layer)) for layer in right), kind="line")]
     if lost:
         points = tuple((layer.depth, high / 1.2) for layer in lost)
         series.append(Series(points=points, kind="cross", colour=6, label="not finite"))
@@ -111,6 +113,11 @@ def by_layer(errors: ErrorsByLayer, bound: Bound | None, *, subject: str) -> Fig
         rules=rules,
     )
     return Figure(svg=Markup(svg), table=table)
+
+
+def _plotted(layer: LayerError) -> float:
+    """Its relative L2 within `PLOTTED`."""
+    return min(max(layer.rel_l2 or 0.0, PLOTTED[0]), PLOTTED[1])
 
 
 def _in_words(right: Sequence[LayerError], lost: Sequence[LayerError], subject: str) -> str:

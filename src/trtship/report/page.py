@@ -38,6 +38,7 @@ def _content(evidence: Evidence) -> dict[str, Any]:
     from trtship.report import figures, pareto, pipeline, summary, verdicts
 
     m = evidence.manifest
+    shown, left = verdicts.bounded(m.verdicts)
     usual = batch_range(m.inputs, m.ranges).opt
     name = f"{m.name}.trtship"
     candidates, batch = None, None
@@ -56,13 +57,14 @@ def _content(evidence: Evidence) -> dict[str, Any]:
         "source": short_source(m.source.source),
         "family": f"{FAMILIES.get(m.family, m.family)} {m.family_version}",
         "created": f"{datetime.fromisoformat(m.created):%-d %B %Y, %H:%M} UTC",
+        "verdicts_left": left,
         "outcome": verdicts.outcome_of(m.verdicts),
-        "failures": verdicts.failures_of(m.verdicts),
+        "failures": verdicts.failures_of(shown),
         "accuracy": summary.accuracy(evidence),
         "speed": summary.speed(evidence),
-        "left_out": verdicts.left_out(evidence, name),
-        "checks": verdicts.checks_by_subject(m.verdicts),
-        "bounds": verdicts.bounds_of(m.verdicts),
+        "left_out": verdicts.left_out(evidence, name, shown),
+        "checks": verdicts.checks_by_subject(shown),
+        "bounds": verdicts.bounds_of(shown),
         "choice": evidence.choice,
         "candidates": candidates,
         "batch": batch,

@@ -11,6 +11,9 @@ from trtship.report.words import GATES, figure, gate_name, several
 from trtship.spec import Precision
 from trtship.verify import Verdict
 
+MAX_SHOWN = 500
+"""Verdicts that a page or a table shows; a bundle has about 40."""
+
 
 class Outcome(msgspec.Struct, frozen=True):
     """`state` is that of the whole: `failed` where a single gate is, `not run` where anything was left out."""
@@ -115,12 +118,25 @@ def bounds_of(verdicts: Sequence[Verdict]) -> list[tuple[str, str, str]]:
     return [(f"{subject}, {', '.join(gates)}", value, source) for (subject, value, source), gates in found.items()]
 
 
-def left_out(evidence: Evidence, name: str) -> list[NotRun]:
-    """All that is not known of the bundle `name`: verdicts that were not run, by their reason, then what nobody asked
-    for or could do."""
+def bounded(verdicts: Sequence[Verdict], most: int = MAX_SHOWN) -> tuple[Sequence[Verdict], str]:
+    """Return at most `most` verdicts, in their order: those that failed before those that were not run, and these
+    before those that passed. And a sentence that tells how many are left out; empty where none is."""
+    if len(verdicts) <= most:
+        return verdicts, ""
+    weight = {"failed": 0, "not run": 1, "passed": 2}
+    kept = sorted(sorted(range(len(verdicts)), key=lambda i: weight[verdicts[i].state])[:most])
+    left = len(verdicts) - most
+    return [
+        verdicts[i] for i in kept
+    ], f"{most} of {len(verdicts)} checks are shown here, failures first; {left} are left out."
+
+
+def left_out(evidence: Evidence, name: str, shown: Sequence[Verdict]) -> list[NotRun]:
+    """All that is not known of the bundle `name`: of the verdicts that are `shown` those that were not run, by their
+    reason, then what nobody asked for or could do."""
     m, choice = evidence.manifest, evidence.choice
     groups: dict[tuple[str, str], list[str]] = {}
-    for v in m.verdicts:
+    for v in shown:
         if v.state == "not run":
             groups.setdefault((v.subject, v.reason), []).append(gate_name(v.gate))
     found = [

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from trtship.bench.report import BenchReport
 from trtship.bundle import verify as checks
-from trtship.bundle.bundle import MANIFEST, REPORT, Bundle
+from trtship.bundle.bundle import Bundle, manifest_bytes
 from trtship.bundle.manifest import read_manifest
+from trtship.bundle.names import MANIFEST, REPORT
 from trtship.files import check_writable, whole_file
 from trtship.progress import SILENT, Progress
 from trtship.report.evidence import BENCH
@@ -15,15 +16,25 @@ from trtship.report.page import render
 from trtship.spec import to_json
 from trtship.verify import Verdict
 
+ATTEMPTS = 5
+"""Times that a report is rendered while others record verdicts in between."""
+
 
 def write_report(bundle: Bundle) -> Bundle:
     """Render the page and put it in the bundle; returns the bundle as it is then.
 
+    Where others record verdicts meanwhile, the page is rendered again, `ATTEMPTS` times at most.
+
     Raises BundleCorruptError, SpecError (evidence that is not in its schema), OutputError.
     """
-    page = render(bundle)
-    check_writable(bundle.folder / MANIFEST, do="-o FILE writes the report elsewhere, or mend its permissions")
-    return bundle.with_files({REPORT: page.encode()})
+    for _ in range(ATTEMPTS):
+        page = render(bundle)
+        check_writable(bundle.folder / MANIFEST, do="-o FILE writes the report elsewhere, or mend its permissions")
+        written = bundle.with_files({REPORT: page.encode()})
+        if written.manifest.verdicts == bundle.manifest.verdicts:
+            break
+        bundle = written
+    return written
 
 
 def report_file(bundle: Bundle, target: Path) -> None:
@@ -71,6 +82,6 @@ def verify_bundle(
         progress=progress,
     )
     if record:  # as they stand in the manifest: what was returned tells of today as well
-        manifest = opened.folder / MANIFEST
-        write_report(Bundle(opened.folder, read_manifest(manifest.read_bytes(), where=str(manifest))))
+        manifest = read_manifest(manifest_bytes(opened.folder), where=str(opened.folder / MANIFEST))
+        write_report(Bundle(opened.folder, manifest))
     return verdicts

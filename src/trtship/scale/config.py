@@ -6,6 +6,8 @@ What Triton makes of a field is in the sources of its tensorrt backend (instance
 
 from __future__ import annotations
 
+import itertools
+
 from trtship.bundle.manifest import Manifest
 from trtship.engine.profiles import profiles_of
 from trtship.scale.batching import Batching
@@ -15,6 +17,8 @@ from trtship.scale.textproto import COMMENT, Fields, Word, text_of
 from trtship.spec import Precision, TensorSpec, batch_range
 
 LABELS = "labels.txt"
+MARK = "from a bundle of trtship made"
+"""In the comment at a config's head: by this, `--force` knows what it may replace."""
 VERSION = 1
 PLATFORMS = {"plan": "tensorrt_plan", "onnx": "onnxruntime_onnx"}
 BACKENDS = {"plan": "tensorrt", "onnx": "onnxruntime"}
@@ -72,7 +76,13 @@ def sizes_of(manifest: Manifest, layout: Layout) -> tuple[int, ...]:
 
 
 def _title(m: Manifest) -> str:
-    return f"{m.name}, {m.precision}, from a bundle of trtship made {m.created}; SHA-256 of its plan: {m.files[m.plan]}"
+    return f"{m.name}, {m.precision}, {MARK} {m.created}; SHA-256 of its plan: {m.files[m.plan]}"
+
+
+def is_ours(config: str) -> bool:
+    """Return whether the comment at the head of a config says that trtship wrote it; it may have been edited since."""
+    head = itertools.takewhile(lambda line: line.startswith("#"), config.splitlines())
+    return MARK in " ".join(line.lstrip("# ") for line in head)
 
 
 def _tensor(spec: TensorSpec, layout: Layout, *, labelled: bool = False) -> Fields:

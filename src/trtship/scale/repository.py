@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Collection
 from pathlib import Path
 
 import msgspec
 
 from trtship.bundle.bundle import Bundle
+from trtship.bundle.replacing import require_only_ours
 from trtship.errors import OutputError, SpecError
-from trtship.files import check_writable, whole_folder, writing
+from trtship.files import check_writable, open_regular, read_bounded, whole_folder, writing
 from trtship.progress import SILENT, Progress
 from trtship.scale.batching import Batching, batching_of
-from trtship.scale.config import LABELS, VERSION, config_text, remarks_of
+from trtship.scale.config import LABELS, VERSION, config_text, is_ours, remarks_of
 from trtship.scale.layout import Layout
 from trtship.scale.served import Format, Served, served_of
 from trtship.scale.speeds import graph_speeds, plan_speeds
@@ -21,6 +23,8 @@ from trtship.spec import TensorSpec
 
 CONFIG = "config.pbtxt"
 SUFFIX = ".trtship"
+MAX_CONFIG_BYTES = 2**20
+"""Of a config that is looked at before its folder is replaced."""
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
@@ -50,7 +54,8 @@ def export_triton(
     """Write the model's folder, whole or not at all; `name` is by default the bundle's folder without `.trtship`.
 
     `format` is `plan` or `onnx` (default: the plan, where Triton can load it), `instances` those on each GPU (default:
-    from the bundle's measured speeds). With `force` a model of that name is replaced whole, its other versions too.
+    from the bundle's measured speeds). With `force` a model of that name is replaced whole,
+    where it was exported so and has no other files, such as other versions.
 
     Raises SpecError, OutputError, GateError, DependencyError; BundleCorruptError where a file changed since it was
     opened.
@@ -64,7 +69,7 @@ def export_triton(
     batching = _batching(bundle, served, layout, instances)
     labelled, unlabelled = _labelled(bundle, layout)
     config = config_text(name, m, served, layout, batching, labelled=labelled)
-    with whole_folder(target, replace=force) as draft, writing(target):
+    with whole_folder(target, replace=_check_replaceable if force else False) as draft, writing(target):
         (draft / CONFIG).write_text(config, encoding="utf-8")
         if labelled is not None and m.labels is not None:
             (draft / LABELS).write_bytes(bundle.read(m.labels))
@@ -100,12 +105,34 @@ def _check_place(bundle: Bundle, target: Path, *, force: bool) -> None:
             raise OutputError(
                 f"{target} exists",
                 why="it is not replaced unasked",
-                do="--force replaces it whole, its other versions too, or choose another --name",
+                do="--force replaces it whole, or choose another --name",
             )
-        if os.path.lexists(target) and (target.is_symlink() or not (target / CONFIG).is_file()):
-            why = f"--force replaces models alone, folders with a {CONFIG}"
-            raise OutputError(f"{target} is no model of Triton's", why=why, do="choose another --name")
+        if os.path.lexists(target):
+            _check_replaceable(target)
     check_writable(target)
+
+
+def _check_replaceable(target: Path) -> None:
+    """Raises OutputError for a folder that is not a model that trtship exported, or that has other files."""
+    require_only_ours(target, _exported_files, kind="model of Triton's", proof=f"it has no {CONFIG} that trtship wrote")
+
+
+def _exported_files(target: Path) -> Collection[str] | None:
+    """What `export_triton` writes to a model's folder; None where its config does not say that it was written so."""
+    try:
+        with open_regular(target / CONFIG) as file:
+            text = read_bounded(file, MAX_CONFIG_BYTES).decode()
+    except (OSError, UnicodeDecodeError):
+        return None
+    if not is_ours(text):
+        return None
+    version = target / str(VERSION)
+    own = [path.name for path in version.iterdir()] if version.is_dir() else []
+    return {
+        CONFIG,
+        LABELS,
+        *(f"{VERSION}/{name}" for name in own if name == "model.plan" or name.startswith("model.onnx")),
+    }
 
 
 def _batching(bundle: Bundle, served: Served, layout: Layout, asked: int | None) -> Batching:

@@ -13,12 +13,13 @@ from typing import Literal
 import msgspec
 
 from trtship.bundle.bundle import Bundle
+from trtship.bundle.graph_files import graph_session, private_graphs
+from trtship.bundle.room import require_room
 from trtship.errors import GateError, SpecError
 from trtship.needs import need
 from trtship.progress import SILENT, Progress
 from trtship.scale.speeds import right_on_cuda
 from trtship.session.onnxruntime import SILENT as FATAL_ONLY
-from trtship.session.onnxruntime import OnnxRuntimeSession
 from trtship.spec import Precision, TensorSpec, as_plain, batch_range
 from trtship.verify import compare
 
@@ -79,7 +80,8 @@ def _graph(bundle: Bundle, because: str, progress: Progress) -> Served:
     inputs, outputs = (m.plan_inputs, m.plan_outputs) if low else (m.inputs, m.outputs)
     subject = "graph fp32" if name == m.graph else f"graph {m.precision}"
     _refuse_failed(bundle, subject)
-    level, reason = level_for(bundle.path(name))
+    with private_graphs(bundle) as graph:
+        level, reason = level_for(graph(name))
     _check(bundle, name, subject, progress)
     why = [f"the ONNX graph {name} through onnxruntime: {because}", _which(m.precision, low=low)]
     if (inputs, outputs) != (m.plan_inputs, m.plan_outputs):
@@ -138,8 +140,9 @@ def _check(bundle: Bundle, name: str, subject: str, progress: Progress) -> None:
     """The bytes that are written, run once on the bundle's reference. Raises GateError."""
     m = bundle.manifest
     batch = batch_range(m.inputs, m.ranges).opt
+    require_room(bundle, batch=batch)
     said = "through onnxruntime, against the bundle's reference"
-    with progress.stage(f"check {name}", said), OnnxRuntimeSession(bundle.path(name)) as session:
+    with progress.stage(f"check {name}", said), graph_session(bundle, name) as session:
         verdict = compare(session, bundle.reference(), subject=subject, batches=[batch], bound=m.bounds[subject])
     if verdict.state != "passed":
         raise GateError(

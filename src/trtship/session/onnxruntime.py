@@ -59,9 +59,10 @@ class OnnxRuntimeSession(Session):
         memory_limit: float | None = None,
         threads: int | None = None,
         optimize: bool = True,
+        name: str = "",
     ) -> None:
         ort = need("onnxruntime", purpose="running an ONNX graph")
-        self._name = "the graph" if isinstance(graph, bytes) else str(graph)
+        self._name = name or ("the graph" if isinstance(graph, bytes) else str(graph))
         self._gpu = device
         levels = ort.GraphOptimizationLevel
         level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
