@@ -40,13 +40,16 @@ def open_noisy(model: onnx_ir.Model, sizes: Mapping[onnx_ir.Node, Sizes]) -> Ite
             yield session
 
 
-def spread(session: OnnxRuntimeSession, feeds: Mapping[str, Any], *, whole: bool = False) -> list[float]:
-    """How far noisy runs on the same `feeds` are apart: the deviation of each row's relative L2 error, of the worst
-    floating output. `whole` takes all rows for one. NaN for a row of NaN or Inf."""
-    draws = iter(np.random.default_rng(0).uniform(1, 2, MANY_DRAWS).astype(np.float32))
-    runs = [session.infer({**feeds, DRAW: np.array(s)}) for s in islice(draws, DRAWS)]
+def spread(
+    session: OnnxRuntimeSession, feeds: Mapping[str, Any], *, whole: bool = False, draws: int = DRAWS
+) -> list[float]:
+    """Return how far noisy runs on the same `feeds` are apart: the deviation of each row's relative L2 error, of the
+    worst floating output. `whole` takes all rows for one. NaN for a row of NaN or Inf. There are `draws` runs, and
+    `MANY_DRAWS` where a row has few numbers."""
+    scales = iter(np.random.default_rng(0).uniform(1, 2, MANY_DRAWS).astype(np.float32))
+    runs = [session.infer({**feeds, DRAW: np.array(s)}) for s in islice(scales, draws)]
     fewest = min((_numbers(array, whole=whole) for array in runs[0].values()), default=ENOUGH)
-    runs += [session.infer({**feeds, DRAW: np.array(s)}) for s in draws] if fewest < ENOUGH else []
+    runs += [session.infer({**feeds, DRAW: np.array(s)}) for s in scales] if fewest < ENOUGH else []
     stacked = [np.stack([run[spec.name] for run in runs]) for spec in session.outputs]
     each = [_relative(one, whole=whole) for one in stacked if one.dtype.kind == "f"]
     return [float(v) for v in np.max(each, axis=0)] if each else [0.0]

@@ -26,6 +26,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from trtship.graphs.rounding import LAMBDA, QUANTILE, RoundingBound
@@ -33,7 +34,7 @@ from trtship.measure import measure
 from trtship.spec import Precision
 from trtship.verify.noise import Noise, measured_noise
 from trtship.verify.reference import Reference
-from trtship.verify.verdict import Bound
+from trtship.verify.verdict import Bound, size_key
 
 CEILING = 0.1
 """No derived bound is above it: a cosine of 0.995. A network that rounding moves further is not to be run in that
@@ -55,9 +56,28 @@ def derive_bounds(
     """The bounds on relative L2 of `graph fp32`, of `graph <precision>` and of `plan`.
 
     `counted` is the fp32 graph's bound, `path` the error of the longest path, one deviation, of the strongly typed
-    graph at `typed`, and `losses` what quantization takes from its tensors (`measured_noise`). Raises GraphError.
+    graph at `typed`, and `losses` what quantization takes from its tensors (`measured_noise`). At each of the other
+    sizes the bounds are what the noise of the rows there gives. Raises GraphError.
     """
     noise = measured_noise(typed, precision, reference, losses=losses)
+    main, *others = reference.cases
+    same = [n for case, n in zip(others, noise.others, strict=True) if case.sizes == main.sizes]
+    usual = msgspec.structs.replace(noise, rows=(*noise.rows, *(d for n in same for d in n.rows)))
+    found = _bounds(usual, precision, main, counted, path)
+    at: dict[str, dict[str, Bound]] = {subject: {} for subject in found}
+    for case, one in zip(others, noise.others, strict=True):
+        if case.sizes == main.sizes:
+            continue
+        source = f"as at the usual sizes, of the noise measured at these: {one.worst:.3g}"
+        for subject, bound in _bounds(one, precision, case, counted, path).items():
+            at[subject][size_key(case.sizes)] = msgspec.structs.replace(bound, source=source)
+    return {subject: msgspec.structs.replace(bound, sizes=at[subject]) for subject, bound in found.items()}
+
+
+def _bounds(
+    noise: Noise, precision: Precision, reference: Reference, counted: RoundingBound, path: float
+) -> dict[str, Bound]:
+    """The bounds at one set of sizes, of the noise measured there."""
     seen = _seen(reference)
     gain = max(noise.worst / path if path else 0.0, seen * QUANTILE / counted.bound if counted.bound else 0.0)
     full = min(counted.bound * max(1.0, gain), CEILING / 2)

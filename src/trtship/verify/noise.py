@@ -11,13 +11,13 @@ import msgspec
 import numpy as np
 
 from trtship.graphs import load_graph
-from trtship.graphs.noise import AMPLIFIED, open_noisy, spread
+from trtship.graphs.noise import AMPLIFIED, DRAWS, open_noisy, spread
 from trtship.graphs.noisy import Sizes, noise_sizes
 from trtship.passes.emulate import Emulate
 from trtship.session.onnxruntime import OnnxRuntimeSession
 from trtship.spec import Precision
 from trtship.verify.compare import as_session_takes
-from trtship.verify.reference import Reference
+from trtship.verify.reference import ROWS, Reference
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -28,10 +28,12 @@ CHUNK = 4
 
 class Noise(msgspec.Struct, frozen=True):
     """Relative L2 error that rounding alone gives, one deviation: `rows` of the reference and `edges` by name; the
-    worst output's. A row on which the graph says NaN or Inf has none."""
+    worst output's. A row on which the graph says NaN or Inf has none. `others` is that of the rows at each of the other
+    sizes, in the reference's order."""
 
     rows: tuple[float, ...]
     edges: dict[str, float]
+    others: tuple[Noise, ...] = ()
 
     @property
     def worst(self) -> float:
@@ -63,12 +65,8 @@ def measured_noise(
     if losses:
         sizes |= _with_losses(model, sizes, losses)
     with open_noisy(_InFull()(model).model, sizes) as session:
-        rows, edges = _noise_of(session, reference)
-    names = reference.edges.names if reference.edges is not None else ()
-    return Noise(
-        tuple(v / amplified for v in rows if np.isfinite(v)),
-        {name: v / amplified for name, v in zip(names, edges, strict=True) if np.isfinite(v)},
-    )
+        main, *others = [_noise_of(session, case, amplified) for case in reference.cases]
+    return msgspec.structs.replace(main, others=tuple(others))
 
 
 def _with_losses(
@@ -95,21 +93,29 @@ def _with_losses(
     return found
 
 
-def _noise_of(session: OnnxRuntimeSession, reference: Reference) -> tuple[list[float], list[float]]:
-    """Of each row, and of each edge row; NaN where there is none."""
-    edges = reference.edges.inputs if reference.edges is not None else None
+def _noise_of(session: OnnxRuntimeSession, reference: Reference, amplified: float) -> Noise:
+    """Measure one set of sizes. Of few rows more runs are made: as many values stand behind each worst row."""
+    edges = reference.edges
+    draws = max(DRAWS, math.ceil(ROWS / reference.rows)) if reference.rowwise else DRAWS
     if reference.batch is not None:
-        return _by_rows(session, reference.inputs), [] if edges is None else _by_rows(session, edges)
-    rows = spread(session, as_session_takes(session, reference.inputs), whole=not reference.rowwise)
-    count = len(reference.edges.names) if reference.edges is not None else 0
-    each = [{name: a[i] for name, a in (edges or {}).items()} for i in range(count)]
-    return rows, [spread(session, as_session_takes(session, feeds), whole=True)[0] for feeds in each]
+        rows = _by_rows(session, reference.inputs, draws)
+        each = [] if edges is None else _by_rows(session, edges.inputs, draws)
+    else:
+        taken = as_session_takes(session, reference.inputs)
+        rows = spread(session, taken, whole=not reference.rowwise, draws=draws)
+        apart = [{name: a[i] for name, a in edges.inputs.items()} for i in range(len(edges.names))] if edges else []
+        each = [spread(session, as_session_takes(session, feeds), whole=True)[0] for feeds in apart]
+    names = edges.names if edges is not None else ()
+    return Noise(
+        tuple(v / amplified for v in rows if np.isfinite(v)),
+        {name: v / amplified for name, v in zip(names, each, strict=True) if np.isfinite(v)},
+    )
 
 
-def _by_rows(session: OnnxRuntimeSession, feeds: Mapping[str, Any]) -> list[float]:
+def _by_rows(session: OnnxRuntimeSession, feeds: Mapping[str, Any], draws: int) -> list[float]:
     count = len(next(iter(feeds.values())))
     found: list[float] = []
     for begin in range(0, count, CHUNK):
         some = {name: array[begin : begin + CHUNK] for name, array in feeds.items()}
-        found += spread(session, as_session_takes(session, some))
+        found += spread(session, as_session_takes(session, some), draws=draws)
     return found

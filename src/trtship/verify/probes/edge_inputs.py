@@ -23,6 +23,7 @@ class EdgeInputs(Probe):
 
     name: ClassVar[str] = "edge_inputs"
     claim: ClassVar[str] = "inputs at the edges of the range should give what the original gives"
+    at_other_sizes: ClassVar[bool] = True
 
     def run(self, attack: Attack) -> Verdict | None:
         edges = attack.reference.edges
@@ -35,7 +36,7 @@ class EdgeInputs(Probe):
             outputs = attack.run(feeds)
             for place, name in enumerate(names):
                 row = slice(None) if attack.reference.batch is None else slice(place, place + 1)
-                found[name] += attack.compare(taken(expected, row), taken(outputs, row), B=_rows(feeds))
+                found[name] += attack.compare(taken(expected, row), taken(outputs, row), batch=_rows(feeds))
         verdicts = {name: self._row(attack, name, found[name]) for name in edges.names if finite[name]}
         if not verdicts:
             return not_run(attack.subject, self.name, "the original says NaN or Inf of every edge row")
