@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from trtship.errors import BundleError, SpecError
+from trtship.errors import BundleError, SpecError, TrtshipError
 from trtship.input_files import Samples
 from trtship.input_values import InputDomain, random_inputs
 from trtship.preprocess import Preprocess
@@ -291,7 +291,7 @@ class _Recorder:
             return None
         try:
             return self._infer(self._exact, sizes, feeds)
-        except RuntimeError:
+        except (RuntimeError, TrtshipError):
             return None
 
     def check_given(self, given: Mapping[_Key, dict[str, Any]], usual: Sizes) -> None:
@@ -324,52 +324,55 @@ class _Recorder:
 
         The largest sizes come first, then what the user gave, then the rest.
         """
-        usual, untried = main.sizes, list[Untried]()
-        known = {letter: self._ranges[letter] for letter in usual if letter in self._ranges}
-        wanted = further_sizes(known, usual, allowed=self._allowed_at) if known.keys() == usual.keys() else ()
+        known = {letter: self._ranges[letter] for letter in main.sizes if letter in self._ranges}
+        whole = known.keys() == main.sizes.keys()
+        wanted = further_sizes(known, main.sizes, allowed=self._allowed_at) if whole else ()
         keys = [key for key in given if dict(key) not in wanted]
         kept = [keys[i] for i in _spread(len(keys), GIVEN_SIZES)]
         reason = f"of the inputs given, {GIVEN_SIZES} sizes are kept"
-        untried += [Untried(sizes=dict(key), reason=reason) for key in keys if key not in kept]
-        cases = [*wanted[:1], *(usual for _ in more), *map(dict, kept), *wanted[1:]]
-        rows = {len(wanted[:1]) + place: one for place, one in enumerate(more)}
-        others, left = [], float(BUDGET)
-        weight = _bytes(main.inputs, main.outputs, main.exact) / max(1, elements(main.inputs))
+        untried = [Untried(sizes=dict(key), reason=reason) for key in keys if key not in kept]
+        cases = [*wanted[:1], *map(dict, kept), *wanted[1:]]
+        row = {_key(sizes): self._row_bytes(main, sizes, ends=bool(_ends(sizes, known))) for sizes in cases}
+        count = max(1, min(ROWS_ELSEWHERE, int(BUDGET / max(1, sum(row.values())))))
+        others = [self.recorded(main.sizes, feeds, edges=(), exact=main.exact is not None) for feeds in more]
+        left = BUDGET
         for place, sizes in enumerate(cases):
-            spec_sizes = {**sizes, self.letter: 1} if self.letter else sizes
-            row = max(1.0, weight * sum(np.prod(s.with_sizes(spec_sizes)) for s in self._original.inputs))
-            count = max(1, min(ROWS_ELSEWHERE, int(left / (len(cases) - place) / row)))
-            if place and row > left:
-                untried.append(Untried(sizes=dict(sizes), reason=_no_room()))
-                continue
-            feeds = rows.get(place) or self.drawn(sizes, count, more=place + 1)
-            if place not in rows and _key(sizes) in given:
+            feeds = self.drawn(sizes, count, more=place + 1)
+            if _key(sizes) in given:
                 _put(feeds, given[_key(sizes)], GIVEN_ROWS)
-            ends = [end for end in ("min", "max") if all(getattr(r, end) == sizes[n] for n, r in known.items())]
-            try:
-                found = self.recorded(
-                    sizes,
-                    feeds,
-                    edges=EDGES_ELSEWHERE[:count] if ends and place not in rows else (),
-                    exact=main.exact is not None,
-                )
-            except Exception as error:  # the user's own code may raise anything
-                said = f"{type(error).__name__}: {error}".splitlines()[0][:300]
-                if ends:
-                    raise SpecError(
-                        f"the model itself fails at {in_words(sizes)}, the {ends[0].upper()} of its sizes",
-                        why=said,
-                        do="give --size ranges that the model takes",
-                    ) from error
-                untried.append(Untried(sizes=dict(sizes), reason=f"the model itself fails there ({said})"))
-                continue
-            size = _bytes(found.inputs, found.outputs, found.exact, *((found.edges.outputs,) if found.edges else ()))
-            if place and size > left:
-                untried.append(Untried(sizes=dict(sizes), reason=_no_room()))
-                continue
-            left -= size
-            others.append(found)
+            found: Reference | str = _no_room()
+            if not place or row[_key(sizes)] <= left:
+                found = self._tried(sizes, feeds, ends=_ends(sizes, known), exact=main.exact is not None)
+            if isinstance(found, Reference) and place and _bytes(found) > left:
+                found = _no_room()
+            if isinstance(found, Reference):
+                left -= _bytes(found)
+                others.append(found)
+            else:
+                untried.append(Untried(sizes=dict(sizes), reason=found))
         return msgspec.structs.replace(main, others=tuple(others), untried=tuple(untried))
+
+    def _row_bytes(self, main: Reference, sizes: Sizes, *, ends: bool) -> float:
+        """Estimate the bytes of one row at `sizes`: outputs grow as the inputs do."""
+        full = {**sizes, self.letter: 1} if self.letter else sizes
+        row = sum(float(np.prod(spec.with_sizes(full))) for spec in self._original.inputs)
+        weight = _bytes(msgspec.structs.replace(main, edges=None)) / max(1, elements(main.inputs))
+        return weight * row * (2 if ends else 1)
+
+    def _tried(self, sizes: Sizes, feeds: dict[str, Any], *, ends: Sequence[str], exact: bool) -> Reference | str:
+        """Return the rows, or why there are none. Raises SpecError where the model fails at an end of all ranges."""
+        edges = EDGES_ELSEWHERE[: len(next(iter(feeds.values())))] if ends else ()
+        try:
+            return self.recorded(sizes, feeds, edges=edges, exact=exact)
+        except Exception as error:  # the user's own code may raise anything
+            said = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+            if ends:
+                raise SpecError(
+                    f"the model itself fails at {in_words(sizes)}, the {ends[0]} of its sizes",
+                    why=said,
+                    do="give --size ranges that the model takes",
+                ) from error
+            return f"the model itself fails there ({said})"
 
 
 _Key = tuple[tuple[str, int], ...]
@@ -380,12 +383,21 @@ def _key(sizes: Sizes) -> _Key:
     return tuple(sorted(sizes.items()))
 
 
+def _ends(sizes: Sizes, ranges: Mapping[str, ShapeRange]) -> list[str]:
+    """Return `MIN` or `MAX`, or both, where all sizes are at these ends."""
+    ends = {"MIN": {n: r.min for n, r in ranges.items()}, "MAX": {n: r.max for n, r in ranges.items()}}
+    return [name for name, end in ends.items() if end == dict(sizes)]
+
+
 def _no_room() -> str:
     return f"rows at all sizes would take more than the {BUDGET // 2**20} MiB that a bundle has for them"
 
 
-def _bytes(*arrays: Mapping[str, Any] | None) -> int:
-    return sum(array.nbytes for some in arrays if some is not None for array in some.values())
+def _bytes(reference: Reference) -> int:
+    edges = reference.edges
+    parts = [reference.inputs, reference.outputs, reference.exact or {}]
+    parts += [edges.inputs, edges.outputs] if edges is not None else []
+    return sum(array.nbytes for part in parts for array in part.values())
 
 
 def _by_sizes(samples: Samples | None, inputs: Sequence[TensorSpec], letter: str | None) -> dict[_Key, dict[str, Any]]:

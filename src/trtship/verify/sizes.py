@@ -94,7 +94,8 @@ def batches_at(
         row: Elements of the inputs of one row.
         most: Elements of the inputs of one run. A batch of more is replaced by the largest that has not, but at least
             the range's least.
-        allowed: As in `further_sizes`, here of the batch and the other letters together.
+        allowed: As in `further_sizes`, here of the batch and the other letters together. Where it refuses the least or
+            the largest, the nearest that it allows takes its place.
     """
     batch = ranges[letter]
     wanted = {batch.min, batch.max, *[n for n in batch.sizes_to_check if n % 2 and n > 1][:1]}
@@ -105,9 +106,9 @@ def batches_at(
     largest = max(batch.min, min(batch.max, most // max(row, 1)))
     found = {min(n, largest) for n in wanted}
     fine = {n for n in found if allowed({**sizes, letter: n})}
-    if not fine:
-        fine = {n for n in range(largest, batch.min - 1, -1) if allowed({**sizes, letter: n})}
-        fine = {max(fine), min(fine)} if fine else set()
+    for way in (range(batch.min, largest + 1), range(largest, batch.min - 1, -1)):
+        end = next((n for n in way if allowed({**sizes, letter: n})), None)
+        fine |= set() if end is None else {end}
     return tuple(sorted(fine))
 
 
