@@ -27,6 +27,8 @@ FEW = 3
 """Rows that the probes of a graph take: a first, a middle and a last one. Only kernels care for more."""
 
 
+CHECKS = "every size"
+"""In the keys of stages that remember verdicts: what earlier versions remembered was checked at fewer sizes."""
 EXACT = "graph fp32"
 """The subject that bundles of one model in several precisions have in common."""
 
