@@ -21,6 +21,7 @@ from trtship.spec import Precision, ShapeRange, batch_range
 from trtship.verify import Bound, Picture, Probe, Verdict, all_probes, attack, compare, not_run
 from trtship.verify.compare import ON_CPU, ON_GPU
 from trtship.verify.gates import Gates
+from trtship.verify.sizes import Allowed, any_size
 from trtship.verify.verdict import COSINE, REL_L2, REL_L2_FP64, TOP1_DROP, State
 
 FEW = 3
@@ -95,7 +96,8 @@ def _emulated(bundle: Bundle, folder: Path) -> Session:
 
 
 class Checks(msgspec.Struct, frozen=True):
-    """What is asked of every subject. `pictures` and `originals` are None where there are none."""
+    """What is asked of every subject. `pictures` and `originals` are None where there are none; `allowed` are the model's
+    own rules on its sizes: what they refuse is not run."""
 
     bundle: Bundle
     gates: Gates
@@ -103,6 +105,7 @@ class Checks(msgspec.Struct, frozen=True):
     originals: Originals | None
     pictures: list[Picture] | None
     progress: Progress
+    allowed: Allowed = any_size
 
     def of(self, subject: Subject) -> tuple[Verdict, ...]:
         """One verdict for each gate and probe."""
@@ -158,6 +161,7 @@ class Checks(msgspec.Struct, frozen=True):
             batches=subject.batches,
             bound=bound,
             ranges=self.bundle.manifest.ranges,
+            allowed=self.allowed,
             most=subject.most,
             progress=self.progress,
         )
@@ -179,6 +183,7 @@ class Checks(msgspec.Struct, frozen=True):
             bound=bound,
             gate=REL_L2_FP64,
             ranges=self.bundle.manifest.ranges,
+            allowed=self.allowed,
             most=subject.most,
             progress=self.progress,
         )
@@ -204,6 +209,7 @@ class Checks(msgspec.Struct, frozen=True):
             session=session,
             batches=subject.probed,
             probes=_probes_of(subject, self.bundle),
+            allowed=self.allowed,
             most=subject.most,
             progress=self.progress,
         )
