@@ -96,8 +96,8 @@ def _emulated(bundle: Bundle, folder: Path) -> Session:
 
 
 class Checks(msgspec.Struct, frozen=True):
-    """What is asked of every subject. `pictures` and `originals` are None where there are none; `allowed` are the model's
-    own rules on its sizes: what they refuse is not run."""
+    """What is asked of every subject. `pictures` and `originals` are None where there are none; `allowed` are the
+    model's own rules on its sizes: what they refuse is not run."""
 
     bundle: Bundle
     gates: Gates
