@@ -55,7 +55,7 @@ def compare(
     measures: list[Measure] = []
     runs = list(_runs(reference, batches, ranges, allowed, most))
     for index, (case, batch) in enumerate(runs):
-        sizes = {case.batch: batch, **case.sizes} if case.batch else case.sizes
+        sizes = {case.batch: batch, **case.sizes, case.batch: batch} if case.batch else case.sizes
         progress.step(index / len(runs), in_words(sizes))
         feeds, expected = case.at(batch)
         try:
