@@ -112,16 +112,39 @@ def bytes_of(reference: Reference) -> int:
     return sum(a.nbytes for one in (*reference.others, *edges) for a in (one.inputs["x"], one.outputs["y"]))
 
 
-@pytest.mark.parametrize("budget", [100_000, 40_000, 30_000, 5_000, 1])
-def test_what_has_no_room_is_left_out_from_the_end_and_listed(budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("budget", "rows"), [(100_000, 3), (70_000, 2), (40_000, 1), (1, 1)])
+def test_there_are_as_many_rows_at_each_size_as_fit_and_at_least_one(
+    budget: int, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "BUDGET", budget)
+    reference = made(exact=None)
+    assert (len(reference.others), reference.untried) == (15, ())
+    assert {other.rows for other in reference.others} == {rows}
+    assert bytes_of(reference) <= budget or rows == 1
+
+
+@pytest.mark.parametrize("most", [30_000, 5_000, 1])
+def test_what_has_no_room_is_left_out_and_listed_but_never_the_largest_sizes(
+    most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BUDGET", 1)
+    monkeypatch.setattr(module, "MOST", most)
     reference = made()
     assert reference.others[0].sizes == {"H": 20, "W": 16}
-    assert reference.others[0].rows >= 1
+    assert reference.others[0].edges is not None
+    assert reference.others[0].edges.names == ("extremes",)
     assert len(reference.others) + len(reference.untried) == 15
-    assert bytes_of(reference) <= budget or len(reference.others) == 1
+    assert bytes_of(reference) <= most or len(reference.others) == 1
     assert all("MiB" in one.reason for one in reference.untried)
-    assert bool(reference.untried) is (budget < 40_000)
+    assert reference.untried
+
+
+def test_outputs_in_float64_are_the_first_to_be_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert all(other.exact is not None for other in made(exact=Doubled()).others)
+    monkeypatch.setattr(module, "BUDGET", 30_000)
+    reference = made(exact=Doubled())
+    assert reference.exact is not None
+    assert {other.exact for other in reference.others} == {None}
 
 
 def test_sizes_inside_the_range_at_which_the_model_itself_fails_are_listed_with_what_it_says() -> None:

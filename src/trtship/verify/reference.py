@@ -27,9 +27,12 @@ from trtship.verify.sizes import Allowed, Sizes, any_size, elements, further_siz
 ROWS = 9
 """Odd, so that repeating the rows to fill a batch puts different rows at the same place of different tiles."""
 ROWS_ELSEWHERE = 3
-"""Rows at each of the other sizes: a first, a middle and a last one. One, or two, where the budget has no room."""
+"""Rows at each of the other sizes: a first, a middle and a last one. Fewer where `BUDGET` has no room."""
 BUDGET = 64 * 2**20
-"""Bytes of the rows at all other sizes together. The first of them, the largest sizes, always has at least one row."""
+"""Bytes of the rows at all other sizes together, as long as there is more than one row at each."""
+MOST = 256 * 2**20
+"""Bytes of the rows at all other sizes together where there is one at each, then without outputs in float64. The first
+of them, the largest sizes, has one row whatever it takes."""
 EDGES_ELSEWHERE = ("extremes", "max", "min")
 """Edge rows at the largest and at the smallest sizes; as many of them as there are rows."""
 GIVEN_ROWS = 6
@@ -198,9 +201,9 @@ def make_reference(
 
     At the usual sizes there are `ROWS` rows: first those of `samples` with these sizes, at most `GIVEN_ROWS`, spread
     evenly; where there are none, the first half are `pictures`; the rest is drawn from `domains`. At each of the other
-    sizes (`trtship.verify.sizes`, and those that `samples` has) there are at most `ROWS_ELSEWHERE`, and fewer where
-    all of them together would take more than `BUDGET` bytes. Sizes for which there is no room, or at which the original
-    itself fails, are listed in `Reference.untried`.
+    sizes (`trtship.verify.sizes`, and those that `samples` has) there are at most `ROWS_ELSEWHERE`: as many as fit in
+    `BUDGET` bytes for all of them together, else one at each until `MOST` bytes are full. Sizes for which there is no
+    room, or at which the original itself fails, are listed in `Reference.untried`.
 
     Args:
         original: The model, with the specs that the rows follow.
@@ -332,17 +335,19 @@ class _Recorder:
         reason = f"of the inputs given, {GIVEN_SIZES} sizes are kept"
         untried = [Untried(sizes=dict(key), reason=reason) for key in keys if key not in kept]
         cases = [*wanted[:1], *map(dict, kept), *wanted[1:]]
-        row = {_key(sizes): self._row_bytes(main, sizes, ends=bool(_ends(sizes, known))) for sizes in cases}
-        count = max(1, min(ROWS_ELSEWHERE, int(BUDGET / max(1, sum(row.values())))))
         others = [self.recorded(main.sizes, feeds, edges=(), exact=main.exact is not None) for feeds in more]
-        left = BUDGET
-        for place, sizes in enumerate(cases):
+        main_only = msgspec.structs.replace(main, edges=None)
+        count = min(ROWS_ELSEWHERE, int(BUDGET / max(1.0, sum(self._row_bytes(main_only, cases, known)))))
+        if not count:
+            count, main_only = 1, msgspec.structs.replace(main_only, exact=None)
+        left = MOST
+        for place, (sizes, row) in enumerate(zip(cases, self._row_bytes(main_only, cases, known), strict=True)):
             feeds = self.drawn(sizes, count, more=place + 1)
             if _key(sizes) in given:
                 _put(feeds, given[_key(sizes)], GIVEN_ROWS)
             found: Reference | str = _no_room()
-            if not place or row[_key(sizes)] <= left:
-                found = self._tried(sizes, feeds, ends=_ends(sizes, known), exact=main.exact is not None)
+            if not place or row <= left:
+                found = self._tried(sizes, feeds, ends=_ends(sizes, known), exact=main_only.exact is not None)
             if isinstance(found, Reference) and place and _bytes(found) > left:
                 found = _no_room()
             if isinstance(found, Reference):
@@ -352,12 +357,15 @@ class _Recorder:
                 untried.append(Untried(sizes=dict(sizes), reason=found))
         return msgspec.structs.replace(main, others=tuple(others), untried=tuple(untried))
 
-    def _row_bytes(self, main: Reference, sizes: Sizes, *, ends: bool) -> float:
-        """Estimate the bytes of one row at `sizes`: outputs grow as the inputs do."""
-        full = {**sizes, self.letter: 1} if self.letter else sizes
-        row = sum(float(np.prod(spec.with_sizes(full))) for spec in self._original.inputs)
-        weight = _bytes(msgspec.structs.replace(main, edges=None)) / max(1, elements(main.inputs))
-        return weight * row * (2 if ends else 1)
+    def _row_bytes(self, main: Reference, cases: Sequence[Sizes], ranges: Mapping[str, ShapeRange]) -> list[float]:
+        """Estimate the bytes of one row at each of the sizes, with an edge row at the ends of all ranges: outputs grow
+        as the inputs do."""
+        weight, found = _bytes(main) / max(1, elements(main.inputs)), []
+        for sizes in cases:
+            full = {**sizes, self.letter: 1} if self.letter else sizes
+            row = sum(float(np.prod(spec.with_sizes(full))) for spec in self._original.inputs)
+            found.append(weight * row * (2 if _ends(sizes, ranges) else 1))
+        return found
 
     def _tried(self, sizes: Sizes, feeds: dict[str, Any], *, ends: Sequence[str], exact: bool) -> Reference | str:
         """Return the rows, or why there are none. Raises SpecError where the model fails at an end of all ranges."""
@@ -390,7 +398,7 @@ def _ends(sizes: Sizes, ranges: Mapping[str, ShapeRange]) -> list[str]:
 
 
 def _no_room() -> str:
-    return f"rows at all sizes would take more than the {BUDGET // 2**20} MiB that a bundle has for them"
+    return f"rows at all sizes would take more than the {MOST // 2**20} MiB that a bundle has for them"
 
 
 def _bytes(reference: Reference) -> int:
