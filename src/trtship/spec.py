@@ -133,10 +133,12 @@ class ShapeRange(Record, frozen=True):
 
     @property
     def sizes_to_check(self) -> tuple[int, ...]:
-        """min, opt, max, the least odd size above 1, and an odd one in the middle; each once, ascending."""
+        """Return the sizes to check, ascending: min, opt, max, one beside min and one beside max, the least odd size
+        above 1, and an odd size in the middle."""
         between = [n for n in ((self.min + self.max) // 2, (self.min + self.max) // 2 + 1) if n % 2 == 1]
         odd = [max(3, self.min + 1 - self.min % 2), *between]
-        wanted = {self.min, self.opt, self.max, *(n for n in odd if self.min <= n <= self.max)}
+        beside = [self.min + 1, self.max - 1]
+        wanted = {self.min, self.opt, self.max, *(n for n in [*odd, *beside] if self.min <= n <= self.max)}
         return tuple(sorted(wanted))
 
     def __contains__(self, size: int) -> bool:

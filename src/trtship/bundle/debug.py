@@ -32,7 +32,7 @@ from trtship.passes.registry import find_passes
 from trtship.progress import SILENT, Progress
 from trtship.session.base import Session
 from trtship.spec import Precision, Record, ShapeRange, batch_range
-from trtship.verify import compare
+from trtship.verify import all_probes, compare
 from trtship.verify.attack import attack
 from trtship.verify.locate import MEMORY, WIDTH, Located, Search, same_tensors
 from trtship.verify.locate_compare import Deviation
@@ -152,8 +152,18 @@ class _Job:
             return graph_session(self.bundle, m.graph)
 
         with opens() as session, self.progress.stage("check", FP32):
-            verdicts = [compare(session, recorded, subject=FP32, batches=batches, bound=bound, progress=self.progress)]
-            verdicts += attack(opens, recorded, subject=FP32, ranges=m.ranges, bound=bound, session=session)
+            compared = compare(
+                session,
+                recorded,
+                subject=FP32,
+                batches=batches,
+                bound=bound,
+                ranges=m.ranges,
+                progress=self.progress,
+            )
+            probes = [probe for probe in all_probes() if not probe.of_memory]
+            probed = attack(opens, recorded, subject=FP32, ranges=m.ranges, bound=bound, session=session, probes=probes)
+            verdicts = [compared, *probed]
             runtime = session.runtime
         failed = [f"{v.gate}: {v.reason}" for v in verdicts if v.state == "failed"]
         if not failed:

@@ -22,7 +22,7 @@ from trtship.spec import Precision, Record, ShapeRange, TensorSpec, as_plain, to
 from trtship.verify import Bound, Verdict
 from trtship.verify.gates import Gates
 
-SCHEMA = 1
+SCHEMA = 2
 """Raised when an older trtship could not read, or would misread, what a newer one writes."""
 
 

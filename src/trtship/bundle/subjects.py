@@ -21,25 +21,35 @@ from trtship.session.base import Session
 from trtship.session.onnxruntime import OnnxRuntimeSession
 from trtship.spec import Precision, ShapeRange, batch_range
 from trtship.verify import Bound, Picture, Probe, Verdict, all_probes, attack, compare, not_run
+from trtship.verify.compare import ON_CPU, ON_GPU
 from trtship.verify.gates import Gates
+from trtship.verify.sizes import Allowed, any_size
 from trtship.verify.verdict import COSINE, REL_L2, REL_L2_FP64, TOP1_DROP, State
 
 FEW = 3
 """Rows that the probes of a graph take: a first, a middle and a last one. Only kernels care for more."""
 
 
+CHECKS = "every size"
+"""In the keys of stages that remember verdicts: what earlier versions remembered was checked at fewer sizes."""
 EXACT = "graph fp32"
 """The subject that bundles of one model in several precisions have in common."""
 
 
 class Subject(msgspec.Struct, frozen=True):
-    """`name` as in verdicts, how to `open` it (more than once), and the batches to compare and to probe it at."""
+    """`name` as in verdicts, how to `open` it (more than once), and the batches to compare and to probe it at, with all
+    other sizes as usual. At the other sizes that the bundle's reference has, it is compared and probed at some."""
 
     name: str
     open: Callable[[], Session]
     batches: tuple[int, ...]
     probed: tuple[int, ...]
     is_plan: bool
+
+    @property
+    def most(self) -> int:
+        """Elements of the inputs of one run at other sizes than the usual ones."""
+        return ON_GPU if self.is_plan else ON_CPU
 
 
 @contextmanager
@@ -93,7 +103,8 @@ def _emulated(bundle: Bundle, folder: Path) -> Session:
 
 
 class Checks(msgspec.Struct, frozen=True):
-    """What is asked of every subject. `pictures` and `originals` are None where there are none."""
+    """What is asked of every subject. `pictures` and `originals` are None where there are none; `allowed` are the
+    model's own rules on its sizes: what they refuse is not run."""
 
     bundle: Bundle
     gates: Gates
@@ -101,6 +112,7 @@ class Checks(msgspec.Struct, frozen=True):
     originals: Originals | None
     pictures: list[Picture] | None
     progress: Progress
+    allowed: Allowed = any_size
 
     def of(self, subject: Subject) -> tuple[Verdict, ...]:
         """One verdict for each gate and probe."""
@@ -112,7 +124,7 @@ class Checks(msgspec.Struct, frozen=True):
             reason = f"{error.what}: {error.why}" if error.why else error.what
             if isinstance(error, DependencyError):
                 reason += f"; {error.do}"
-            gates = (*self._gates(), *(probe.name for probe in _probes_of(subject)))
+            gates = (*self._gates(), *(probe.name for probe in _probes_of(subject, self.bundle)))
             return tuple(Verdict(subject=subject.name, gate=g, state=state, reason=reason) for g in gates)
         with session, self.progress.stage(f"verify {subject.name}", f"on {session.runtime}"):
             return (
@@ -125,7 +137,7 @@ class Checks(msgspec.Struct, frozen=True):
         """Those of `known` that say all that `of` would say of the fp32 graph; none where one did not pass."""
         own = tuple(v for v in known if v.subject == subject.name == EXACT)
         bounds = [v.bound for v in own if v.gate == REL_L2 and v.bound is not None]
-        asked = {*self._gates(), *(probe.name for probe in _probes_of(subject))}
+        asked = {*self._gates(), *(probe.name for probe in _probes_of(subject, self.bundle))}
         whole = set(self._gates()) <= {v.gate for v in own} <= asked
         passed = all(v.state == "passed" or (v.gate == TOP1_DROP and self.pictures is None) for v in own)
         return own if bounds and whole and passed and all(map(self._bound(subject).covers, bounds)) else ()
@@ -150,7 +162,15 @@ class Checks(msgspec.Struct, frozen=True):
     def _comparisons(self, subject: Subject, session: Session) -> Iterator[Verdict]:
         reference, bound = self.bundle.reference(), self._bound(subject)
         compared = compare(
-            session, reference, subject=subject.name, batches=subject.batches, bound=bound, progress=self.progress
+            session,
+            reference,
+            subject=subject.name,
+            batches=subject.batches,
+            bound=bound,
+            ranges=self.bundle.manifest.ranges,
+            allowed=self.allowed,
+            most=subject.most,
+            progress=self.progress,
         )
         yield compared
         cosine = self.gates.cosine(compared)
@@ -164,11 +184,14 @@ class Checks(msgspec.Struct, frozen=True):
             return
         yield compare(
             session,
-            msgspec.structs.replace(reference, outputs=reference.exact),
+            reference.in_fp64(),
             subject=subject.name,
             batches=subject.batches,
             bound=bound,
             gate=REL_L2_FP64,
+            ranges=self.bundle.manifest.ranges,
+            allowed=self.allowed,
+            most=subject.most,
             progress=self.progress,
         )
 
@@ -192,10 +215,14 @@ class Checks(msgspec.Struct, frozen=True):
             bound=self._bound(subject),
             session=session,
             batches=subject.probed,
-            probes=_probes_of(subject),
+            probes=_probes_of(subject, self.bundle),
+            allowed=self.allowed,
+            most=subject.most,
             progress=self.progress,
         )
 
 
-def _probes_of(subject: Subject) -> tuple[Probe, ...]:
-    return tuple(probe for probe in all_probes() if subject.is_plan or not probe.of_memory)
+def _probes_of(subject: Subject, bundle: Bundle) -> tuple[Probe, ...]:
+    sizes = bool(bundle.manifest.reference_sizes)
+    found = [probe for probe in all_probes() if subject.is_plan or not probe.of_memory]
+    return tuple(probe for probe in found if sizes or not probe.of_sizes)

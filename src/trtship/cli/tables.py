@@ -50,7 +50,7 @@ def verdict_table(verdicts: Sequence[Verdict]) -> Any:
 
 
 def _row(verdict: Verdict) -> Sequence[str]:
-    bound = "" if verdict.bound is None else f"{verdict.bound.value:.3g}"
+    bound = "" if verdict.held_to is None else f"{verdict.held_to:.3g}"
     name = NAMES.get(verdict.gate, verdict.gate.replace("_", " "))
     return (verdict.subject, name, verdict.state, _figure(verdict), bound, _detail(verdict))
 
@@ -71,10 +71,11 @@ def _figure(verdict: Verdict) -> str:
 def _detail(verdict: Verdict) -> str:
     if verdict.state == "not run":
         return verdict.reason
+    from trtship.verify.sizes import tried_in_words
+
     parts = [verdict.runtime]
     if verdict.measures:
-        batches = sorted({tuple(m.sizes.items()) for m in verdict.measures})
-        parts.append("at " + ", ".join(" ".join(f"{k}={n}" for k, n in sizes) or "its shape" for sizes in batches))
+        parts.append(f"at {tried_in_words(verdict.measures)}")
         agreements = [m.top1_agreement for m in verdict.measures if m.top1_agreement is not None]
         cosines = [m.cosine for m in verdict.measures if m.cosine is not None]
         if cosines:

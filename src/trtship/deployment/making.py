@@ -40,6 +40,7 @@ class Common(msgspec.Struct, frozen=True):
             inputs=self.model.inputs,
             outputs=self.model.export.outputs,
             sizes={name: r.opt for name, r in self.ranges.items() if name != letter},
+            has=lambda name: f"reference/{name}" in self.original.files,
         )
 
     @property

@@ -43,12 +43,15 @@ def open_noisy(
             yield session
 
 
-def spread(session: OnnxRuntimeSession, feeds: Mapping[str, Any], *, whole: bool = False) -> list[RowNoise]:
-    """Return how far noisy runs on the same `feeds` are apart, for each row. `whole` takes all rows for one."""
-    draws = iter(np.random.default_rng(0).uniform(1, 2, MANY_DRAWS).astype(np.float32))
-    runs = [session.infer({**feeds, DRAW: np.array(s)}) for s in islice(draws, DRAWS)]
+def spread(
+    session: OnnxRuntimeSession, feeds: Mapping[str, Any], *, whole: bool = False, draws: int = DRAWS
+) -> list[RowNoise]:
+    """Return how far noisy runs on the same `feeds` are apart, for each row. `whole` takes all rows for one. There are
+    `draws` runs, and `MANY_DRAWS` where a row has few numbers."""
+    scales = iter(np.random.default_rng(0).uniform(1, 2, MANY_DRAWS).astype(np.float32))
+    runs = [session.infer({**feeds, DRAW: np.array(s)}) for s in islice(scales, draws)]
     fewest = min((_numbers(array, whole=whole) for array in runs[0].values()), default=ENOUGH)
-    runs += [session.infer({**feeds, DRAW: np.array(s)}) for s in draws] if fewest < ENOUGH else []
+    runs += [session.infer({**feeds, DRAW: np.array(s)}) for s in scales] if fewest < ENOUGH else []
     found = {
         spec.name: _by_row(np.stack([as_rows(run[spec.name], whole=whole) for run in runs]))
         for spec in session.outputs

@@ -32,7 +32,7 @@ def _accuracy(verdict: Verdict) -> Markup | None:
         return escape(f"{text}; the drop lies in {points(e.drop_low)} to {points(e.drop_high)} points (95 %)")
     if verdict.gate != "rel_l2" or verdict.bound is None:
         return None
-    return Markup("relative L2 {}, bound {}").format(size(verdict.worst), size(verdict.bound.value))
+    return Markup("relative L2 {}, bound {}").format(size(verdict.worst), size(verdict.held_to))
 
 
 def speed(evidence: Evidence) -> list[tuple[Markup, bool]]:

@@ -10,6 +10,7 @@ from trtship.report.evidence import Evidence
 from trtship.report.words import GATES, figure, gate_name, several
 from trtship.spec import Precision
 from trtship.verify import Verdict
+from trtship.verify.sizes import tried_in_words
 
 MAX_SHOWN = 500
 """Verdicts that a page or a table shows; a bundle has about 40."""
@@ -79,7 +80,7 @@ def _check(verdict: Verdict) -> Check:
         gate=gate_name(verdict.gate),
         state=verdict.state,
         worst=figure(verdict.gate, verdict.worst) if measured else "",
-        bound="" if verdict.bound is None else figure(verdict.gate, verdict.bound.value),
+        bound="" if verdict.bound is None else figure(verdict.gate, verdict.held_to),
         detail=_detail(verdict),
     )
 
@@ -92,9 +93,8 @@ def _detail(verdict: Verdict) -> str:
     parts = [verdict.reason] if verdict.reason else []
     if verdict.state == "not run":
         return "; ".join([*parts, verdict.note] if verdict.note else parts)
-    batches = sorted({tuple(m.sizes.items()) for m in verdict.measures if m.sizes})
-    if batches:
-        parts.append("at " + ", ".join(" ".join(f"{k} = {n}" for k, n in sizes) for sizes in batches))
+    if any(m.sizes for m in verdict.measures):
+        parts.append(f"at {tried_in_words(verdict.measures)}")
     cosines = [m.cosine for m in verdict.measures if m.cosine is not None]
     if cosines:
         parts.append(f"cosine ≥ {min(cosines):.6f}")

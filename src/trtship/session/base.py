@@ -117,12 +117,24 @@ class Session(ABC):
         What an item raises is raised in its turn."""
         return in_order(self._submit, batches, ahead=0)
 
-    def warm_up(self, batches: Iterable[int] | None = None) -> None:
-        """Run zeros at these batch sizes (default: the one that is optimized for) until all that is made at first use
-        is there: contexts, buffers, CUDA graphs. Other sizes that are dynamic are those optimized for. Raises
-        InputError."""
+    def warm_up(self, batches: Iterable[int] | None = None, *, sizes: Mapping[str, int] | None = None) -> None:
+        """Run zeros until all that is made at first use is there: contexts, buffers, CUDA graphs.
+
+        Args:
+            batches: The batch sizes to run (default: the one that is optimized for).
+            sizes: The sizes of the other dynamic dimensions, by letter (default: those optimized for).
+
+        Raises:
+            InputError: `batches` are no batch sizes, or a dynamic dimension has no size.
+        """
         letter = batch_letter(self.inputs)
-        usual = {name: r.opt for name, r in self.ranges.items()}
+        usual = {**{name: r.opt for name, r in self.ranges.items()}, **(sizes or {})}
+        missing = {name for spec in self.inputs for name in spec.letters} - usual.keys() - {letter}
+        if missing:
+            name = min(missing)
+            raise self._refusal(
+                f"warm_up needs a size for {name}", f"this session takes any; say warm_up(sizes={{{name!r}: ...}})"
+            )
         every = [usual.get(letter or "", 1)] if batches is None else _sizes(batches)
         self._warm([self._zeros({**usual, letter: batch} if letter else usual) for batch in every])
 

@@ -36,12 +36,12 @@ import numpy as np
 
 from trtship.graphs.rounding import CEILING as CEILING
 from trtship.graphs.rounding import LAMBDA, QUANTILE, RoundingBound
-from trtship.graphs.small_rows import floors, row_sizes
+from trtship.graphs.small_rows import floors, row_sizes, worst_of
 from trtship.measure import measure
 from trtship.spec import Precision
 from trtship.verify.noise import Noise, measured_noise
 from trtship.verify.reference import Reference
-from trtship.verify.verdict import Bound
+from trtship.verify.verdict import Bound, size_key
 
 QUANTIZED_CEILING = 0.5
 """int8 and fp8 lose more, and top-1 stands it better than rounding's figures suggest: evaluation is their gate. An
@@ -62,15 +62,42 @@ def derive_bounds(
 
     `counted` is the fp32 graph's bound, `path` the error of the longest path, one deviation, of the strongly typed
     graph at `typed`, and `losses` what quantization takes from its tensors (`measured_noise`). `graph` is the fp32
-    graph, whose weights cancel where those of a lower precision do not; None for `typed`. Raises GraphError.
+    graph, whose weights cancel where those of a lower precision do not; None for `typed`. At each of the other sizes
+    the bounds are what the noise of the rows there gives. Raises GraphError.
     """
     is_full = precision is Precision.FP32
     noise = measured_noise(typed, precision, reference, losses=losses, edges=not is_full)
     full_noise = noise
     if graph is not None or not precision.quantized:
-        has_small = bool(noise.small) or _has_small_rows(reference)
+        every = (noise, *noise.others)
+        has_small = any(one.small for one in every) or any(_has_small_rows(case) for case in reference.cases)
         full_noise = measured_noise(graph or typed, Precision.FP32, reference, rows=has_small, untied=True)
         noise = _together(noise, full_noise)
+    main, *others = reference.cases
+    each = list(zip(others, noise.others, full_noise.others, strict=True))
+    same = [low for case, low, _ in each if case.sizes == main.sizes]
+    rows = (*noise.rows, *(deviation for one in same for deviation in one.rows))
+    usual = msgspec.structs.replace(noise, rows=rows, small=worst_of([noise.small, *(one.small for one in same)]))
+    found = _bounds(usual, full_noise, precision, main, counted, path)
+    at: dict[str, dict[str, Bound]] = {subject: {} for subject in found}
+    for case, low, full in each:
+        if case.sizes == main.sizes:
+            continue
+        source = f"as at the usual sizes, of the noise measured at these: {low.worst:.3g}"
+        for subject, bound in _bounds(low, full, precision, case, counted, path).items():
+            at[subject][size_key(case.sizes)] = msgspec.structs.replace(bound, source=source)
+    return {subject: msgspec.structs.replace(bound, sizes=at[subject]) for subject, bound in found.items()}
+
+
+def _bounds(
+    noise: Noise,
+    full_noise: Noise,
+    precision: Precision,
+    reference: Reference,
+    counted: RoundingBound,
+    path: float,
+) -> dict[str, Bound]:
+    """The bounds at one set of sizes, of the noise measured there: that of the precision, and that of fp32."""
     seen = _seen(reference, floors(full_noise.small, CEILING))
     gain = max(noise.worst / path if path else 0.0, seen * QUANTILE / counted.bound if counted.bound else 0.0)
     full = min(counted.bound * max(1.0, gain), CEILING / 2)
@@ -114,7 +141,8 @@ def _together(low: Noise, full: Noise) -> Noise:
         for name in {**low.small_edges, **full.small_edges}
     }
     edges = joined(low.edges, full.edges)
-    return Noise(low.rows, edges, joined(low.small, full.small), small)
+    others = tuple(_together(one, other) for one, other in zip(low.others, full.others, strict=True))
+    return Noise(low.rows, edges, joined(low.small, full.small), small, others)
 
 
 def _with_floors(bound: Bound, noise: Noise) -> Bound:

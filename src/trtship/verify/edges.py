@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 
 from trtship.errors import TrtshipError
+from trtship.input_values import InputDomain
 from trtship.preprocess import Normalize, Preprocess, Rescale
 from trtship.session.base import Session
 from trtship.spec import TensorSpec
@@ -60,16 +61,27 @@ def make_edges(
     dynamic: bool,
     preprocess: Preprocess | None = None,
     seed: int = 0,
+    domains: Mapping[str, InputDomain] | None = None,
+    sizes: Mapping[str, int] | None = None,
+    names: Sequence[str] | None = None,
+    infer: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
 ) -> Edges | None:
-    """The rows of `edge_rows`, and what the original makes of them; None where it refuses them.
+    """Return the rows of `edge_rows`, and what the original says of them; None where it refuses them.
 
-    `rows` are the reference's inputs, whose range is taken where `preprocess` does not tell one; `dynamic` says that
-    the batch is.
+    Args:
+        original: The model.
+        rows: The reference's inputs.
+        dynamic: Whether the batch is.
+        preprocess: As in `edge_rows`, and so `seed`, `domains` and `sizes`.
+        names: The rows to keep; None for all.
+        infer: Runs the original on several rows, where that is not simply `original.infer`.
     """
-    names, made = edge_rows(original.inputs, rows, preprocess=preprocess, seed=seed)
+    found, made = edge_rows(original.inputs, rows, preprocess=preprocess, seed=seed, domains=domains, sizes=sizes)
+    chosen = [found.index(name) for name in (found if names is None else names)]
+    names, made = tuple(found[i] for i in chosen), {name: array[chosen] for name, array in made.items()}
     try:
         if dynamic:
-            return Edges(names, made, original.infer(made))
+            return Edges(names, made, dict((infer or original.infer)(made)))
         whole = {name: np.repeat(a[:, None], len(rows[name]), axis=1) for name, a in made.items()}
         each = [original.infer({name: a[i] for name, a in whole.items()}) for i in range(len(names))]
     except TrtshipError:
@@ -78,7 +90,13 @@ def make_edges(
 
 
 def edge_rows(
-    inputs: Sequence[TensorSpec], rows: Mapping[str, Any], *, preprocess: Preprocess | None, seed: int = 0
+    inputs: Sequence[TensorSpec],
+    rows: Mapping[str, Any],
+    *,
+    preprocess: Preprocess | None,
+    seed: int = 0,
+    domains: Mapping[str, InputDomain] | None = None,
+    sizes: Mapping[str, int] | None = None,
 ) -> tuple[tuple[str, ...], dict[str, Any]]:
     """One input of each kind for every tensor, [kinds, ...]:
 
@@ -86,13 +104,18 @@ def edge_rows(
     element (for pictures: one pixel); `stripes`: the least and the largest in turn along the last axis; `extremes`:
     each element the least or the largest, by chance.
 
-    The range is what `preprocess` can give for the one input of pictures, else that of `rows`.
+    The range is what `preprocess` can give for the one input of pictures; else that of `rows`, widened to what the
+    input's domain allows at `sizes`, where it has one.
     """
     kinds: dict[str, list[Any]] = {}
     rng = np.random.default_rng(seed)
     for spec in inputs:
         array = rows[spec.name]
         low, high = _range(array, preprocess if len(inputs) == 1 else None)
+        domain = (domains or {}).get(spec.name)
+        if domain is not None and not low.ndim:
+            least, largest = domain.bounds(sizes or {})
+            low, high = np.minimum(low, least), np.maximum(high, largest)
         shape = array.shape[1:]
         hot = np.zeros(shape, bool)
         if len(shape) == 3:

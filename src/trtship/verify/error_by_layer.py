@@ -111,7 +111,7 @@ def spine(graph: onnx_ir.Graph) -> list[onnx_ir.Value]:
     waiting = {value for value in graph.inputs if uses.get(value)}
     found: dict[int, onnx_ir.Value] = {}
     for index, node in enumerate(nodes):
-        for value in {v for v in node.inputs if v in data}:
+        for value in {v for v in node.inputs if v in data} if _goes_on(node, data) else ():
             assert value is not None
             uses[value] -= sum(v is value for v in node.inputs)
             if not uses[value]:
@@ -141,14 +141,21 @@ def _data(graph: onnx_ir.Graph) -> tuple[set[Any], dict[Any, int]]:
         if node.op_type not in ("Shape", "Size") and any(value in data for value in node.inputs):
             data.update(value for value in node.outputs if value.dtype in floats)
     wanted = set(graph.outputs)
-    uses: dict[Any, int] = {}
     for node in reversed(graph):
         if any(value in wanted for value in node.outputs):
             wanted.update(value for value in node.inputs if value is not None)
-            for value in node.inputs:
-                if value in data and any(output in data for output in node.outputs):
-                    uses[value] = uses.get(value, 0) + 1
-    return data & wanted, uses
+    data &= wanted
+    uses: dict[Any, int] = {}
+    for node in graph:
+        for value in node.inputs if _goes_on(node, data) else ():
+            if value in data:
+                uses[value] = uses.get(value, 0) + 1
+    return data, uses
+
+
+def _goes_on(node: onnx_ir.Node, data: set[Any]) -> bool:
+    """Whether what a node reads goes on in what it makes. An ArgMax, or a shape, is where data ends."""
+    return any(value in data for value in node.outputs)
 
 
 def _pairs(values: Sequence[onnx_ir.Value], low: onnx_ir.Graph) -> list[tuple[onnx_ir.Value, onnx_ir.Value]]:

@@ -42,7 +42,8 @@ class Gates(Record, frozen=True):
         about the fp32 graph that it was made from. What two runs may differ by stays derived."""
         if self.max_rel_l2 is None or (not loosen and self.max_rel_l2 > derived.value):
             return derived
-        return derived.replaced(self.max_rel_l2, "--max-rel-l2")
+        sizes = {key: self.bound(bound, loosen=loosen) for key, bound in derived.sizes.items()}
+        return msgspec.structs.replace(derived.replaced(self.max_rel_l2, "--max-rel-l2"), sizes=sizes)
 
     def cosine(self, compared: Verdict) -> Verdict | None:
         """The verdict on the cosine of what was compared; None where no bound was named."""
@@ -61,6 +62,7 @@ class Gates(Record, frozen=True):
             reason=reason,
             bound=Bound(value=self.min_cosine, source="--min-cosine"),
             worst=least,
+            limit=None,
             measures=(),
         )
 

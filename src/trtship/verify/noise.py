@@ -11,14 +11,14 @@ import msgspec
 import numpy as np
 
 from trtship.graphs import load_graph
-from trtship.graphs.noise import AMPLIFIED, open_noisy, spread
+from trtship.graphs.noise import AMPLIFIED, DRAWS, open_noisy, spread
 from trtship.graphs.noisy import Sizes, noise_sizes
 from trtship.graphs.small_rows import RowNoise, judge_all, row_sizes, worst_of
 from trtship.passes.emulate import Emulate
 from trtship.session.onnxruntime import OnnxRuntimeSession
 from trtship.spec import Precision
 from trtship.verify.compare import as_session_takes
-from trtship.verify.reference import Reference
+from trtship.verify.reference import ROWS, Reference
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -32,13 +32,15 @@ class Noise(msgspec.Struct, frozen=True):
     worst output's. A row on which the graph says NaN or Inf has none.
 
     `small` has the outputs that are next to nothing on some row, and the deviation of an element there
-    (`trtship.graphs.small_rows`); `small_edges` has those of each edge row.
+    (`trtship.graphs.small_rows`); `small_edges` has those of each edge row. `others` is the noise of the rows at each
+    of the other sizes, in the reference's order.
     """
 
     rows: tuple[float, ...]
     edges: dict[str, float]
     small: dict[str, float] = {}
     small_edges: dict[str, dict[str, float]] = {}
+    others: tuple[Noise, ...] = ()
 
     @property
     def worst(self) -> float:
@@ -77,11 +79,10 @@ def measured_noise(
     sizes = noise_sizes(model, precision, amplified=amplified)
     if losses:
         sizes |= _with_losses(model, sizes, losses)
-    if not edges:
-        reference = msgspec.structs.replace(reference, edges=None)
+    cases = reference.cases if edges else [msgspec.structs.replace(case, edges=None) for case in reference.cases]
     with open_noisy(_InFull()(model).model, sizes, untied=untied) as session:
-        at_rows, at_edges = _noise_of(session, reference, rows=rows)
-    return _judged(at_rows, at_edges, reference, amplified)
+        main, *others = [_noise_of(session, case, amplified, rows=rows) for case in cases]
+    return msgspec.structs.replace(main, others=tuple(others))
 
 
 def _judged(rows: list[RowNoise], edges: list[RowNoise], reference: Reference, amplified: float) -> Noise:
@@ -124,25 +125,26 @@ def _with_losses(
     return found
 
 
-def _noise_of(
-    session: OnnxRuntimeSession, reference: Reference, *, rows: bool
-) -> tuple[list[RowNoise], list[RowNoise]]:
-    """Of each row, and of each edge row."""
-    edges = reference.edges.inputs if reference.edges is not None else None
+def _noise_of(session: OnnxRuntimeSession, reference: Reference, amplified: float, *, rows: bool) -> Noise:
+    """Measure one set of sizes. Of few rows more runs are made: as many values stand behind each worst row. Without
+    `rows` the edge rows alone are run."""
+    edges = reference.edges
+    draws = max(DRAWS, math.ceil(ROWS / reference.rows)) if reference.rowwise else DRAWS
     if reference.batch is not None:
-        each = _by_rows(session, reference.inputs) if rows else []
-        return each, [] if edges is None else _by_rows(session, edges)
-    taken = as_session_takes(session, reference.inputs)
-    found = spread(session, taken, whole=not reference.rowwise) if rows else []
-    count = len(reference.edges.names) if reference.edges is not None else 0
-    apart = [{name: a[i] for name, a in (edges or {}).items()} for i in range(count)]
-    return found, [spread(session, as_session_takes(session, feeds), whole=True)[0] for feeds in apart]
+        found = _by_rows(session, reference.inputs, draws) if rows else []
+        at_edges = [] if edges is None else _by_rows(session, edges.inputs, draws)
+    else:
+        taken = as_session_takes(session, reference.inputs)
+        found = spread(session, taken, whole=not reference.rowwise, draws=draws) if rows else []
+        apart = [{name: a[i] for name, a in edges.inputs.items()} for i in range(len(edges.names))] if edges else []
+        at_edges = [spread(session, as_session_takes(session, feeds), whole=True)[0] for feeds in apart]
+    return _judged(found, at_edges, reference, amplified)
 
 
-def _by_rows(session: OnnxRuntimeSession, feeds: Mapping[str, Any]) -> list[RowNoise]:
+def _by_rows(session: OnnxRuntimeSession, feeds: Mapping[str, Any], draws: int) -> list[RowNoise]:
     count = len(next(iter(feeds.values())))
     found: list[RowNoise] = []
     for begin in range(0, count, CHUNK):
         some = {name: array[begin : begin + CHUNK] for name, array in feeds.items()}
-        found += spread(session, as_session_takes(session, some))
+        found += spread(session, as_session_takes(session, some), draws=draws)
     return found

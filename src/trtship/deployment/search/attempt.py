@@ -10,6 +10,7 @@ import msgspec
 
 from trtship.bundle.bundle import Bundle
 from trtship.bundle.candidates import Candidate
+from trtship.bundle.subjects import CHECKS
 from trtship.bundle.verify import check_bundle
 from trtship.deployment.assemble import assemble
 from trtship.deployment.making import Common, Made, make_plan
@@ -84,6 +85,7 @@ def _tried(stages: Stages, common: Common, made: Made, begun: float, known: Sequ
         "precision": made.way.precision.value,
         "batch": {letter: str(r) for letter, r in common.ranges.items()},
         "bounds": as_plain(made.bounds),
+        "checks": CHECKS,
         **stages.part("model", "io_dtype", "labels", "family", "gpu", "versions"),
         **stages.part("eval", "max_drop", "max_rel_l2", "min_cosine"),
     }

@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -26,6 +27,10 @@ from trtship.verify import Reference
 
 PARTS = 24
 """Parts at first; each is one run of the network."""
+LARGEST = 1
+"""Of the other sizes of the reference, the first: the largest."""
+Run = tuple[dict[str, Any], dict[str, Any]]
+"""Inputs and what the original says of them."""
 SLOW, FEWEST = 2.0, 3
 """Seconds of a run above which fewer rows of the reference are run, and how many there are at least."""
 
@@ -39,7 +44,8 @@ class Part(msgspec.Struct, frozen=True):
 
 
 class Meter:
-    """Runs the switched graph on the reference's rows."""
+    """Runs the switched graph on the reference's rows, and on those at the largest sizes, where sums and magnitudes
+    are largest."""
 
     def __init__(
         self,
@@ -55,25 +61,36 @@ class Meter:
             self.nodes = switchable(graph, target, precision, ranges=ranges, scope=scope)
             # as it is written where it is quantized: fusions of onnxruntime 1.32 change what fp8's Q and DQ mean
             self._session = OnnxRuntimeSession(target, optimize=not precision.quantized)
-        self._inputs, self._expected = reference.at(reference.rows)
+        self._runs = [case.at(case.rows) for case in (reference, *reference.others[:LARGEST])]
         begun = time.monotonic()
         self.error(())
         seconds = time.monotonic() - begun
         if reference.batch is not None and seconds > SLOW:
-            count = max(FEWEST, int(reference.rows * SLOW / seconds))
-            some = np.linspace(0, reference.rows - 1, count).astype(int)  # both kinds: pictures first, then random rows
-            self._inputs = {name: array[some] for name, array in self._inputs.items()}
-            self._expected = {name: array[some] for name, array in self._expected.items()}
+            self._runs = [_fewer(run, max(FEWEST, int(_rows(run) * SLOW / seconds))) for run in self._runs]
 
     def error(self, low: Collection[str]) -> float:
         """The worst row's relative L2 with these nodes low; infinite where an output is not finite."""
         switches = np.array([name in low for name in self.nodes])
-        found = self._session.infer({**self._inputs, SWITCHES: switches})
-        largest = worst([measure(array, found[name], output=name, sizes={}) for name, array in self._expected.items()])
+        measures = []
+        for inputs, expected in self._runs:
+            found = self._session.infer({**inputs, SWITCHES: switches})
+            measures += [measure(array, found[name], output=name, sizes={}) for name, array in expected.items()]
+        largest = worst(measures)
         return math.inf if largest is None else largest
 
     def close(self) -> None:
         self._session.close()
+
+
+def _rows(run: Run) -> int:
+    return len(next(iter(run[0].values())))
+
+
+def _fewer(run: Run, count: int) -> Run:
+    """At most `count` of the rows, spread evenly: pictures come first, then random rows."""
+    some = np.linspace(0, _rows(run) - 1, min(count, _rows(run))).astype(int)
+    inputs, expected = ({name: array[some] for name, array in arrays.items()} for arrays in run)
+    return inputs, expected
 
 
 def sensitivities(

@@ -27,7 +27,7 @@ from trtship.verify.folder import labelled_pictures
 from trtship.verify.reference import ROWS, Reference, make_reference
 
 REFERENCE = "reference"
-HOLDS = "rows, in fp64 too, and edges, of the model in its own dtypes"
+HOLDS = "rows, in fp64 too, edges, and rows at other sizes, of the model in its own dtypes"
 """In the stage's key: what earlier versions of it remembered holds less."""
 
 
@@ -45,6 +45,7 @@ def original(stages: Stages, graph: Entry, model: ModelReport, ranges: Mapping[s
             reference = make_reference(
                 session,
                 sizes=sizes,
+                ranges=ranges,
                 pictures=pictures,
                 preprocess=model.preprocess,
                 exact=_exact(stages, model),
@@ -60,12 +61,12 @@ def original(stages: Stages, graph: Entry, model: ModelReport, ranges: Mapping[s
 
 
 def read_reference(entry: Entry, model: ModelReport) -> Reference:
-    """What the stage recorded. Its `sizes` are left out."""
+    """What the stage recorded."""
     return Reference.read(
         lambda name: entry.read(f"{REFERENCE}/{name}"),
         inputs=model.inputs,
         outputs=model.export.outputs,
-        sizes={},
+        sizes=None,
         has=lambda name: f"{REFERENCE}/{name}" in entry.files,
     )
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from trtship.bundle.subjects import CHECKS
 from trtship.cache import Entry
 from trtship.deployment.stages.base import GRAPH, PLAN, REPORT, Stages, graph_digests
 from trtship.deployment.stages.sizes import profiles_in
@@ -58,5 +59,6 @@ def verify(stages: Stages, key: Mapping[str, Any], check: Callable[[], tuple[Ver
     def make(folder: Path) -> None:
         (folder / REPORT).write_bytes(to_json(check()))
 
-    entry = stages.run("verify", {**key, **stages.part("family", "gpu", "eval", "max_drop", "versions")}, make)
+    key = {**key, "checks": CHECKS, **stages.part("family", "gpu", "eval", "max_drop", "versions")}
+    entry = stages.run("verify", key, make)
     return from_json(entry.read(REPORT), tuple[Verdict, ...], what="the verify stage's report")

@@ -24,5 +24,5 @@ class AfterOtherBatches(Probe):
         way = (*attack.batches, *attack.batches[-2::-1], *attack.batches[1:])[len(attack.batches) - 1 :]
         measures = []
         for before, batch in pairwise(way):
-            measures += attack.compare(first[batch], attack.run(feeds[batch]), B=batch, after=before)
+            measures += attack.compare(first[batch], attack.run(feeds[batch]), batch=batch, after=before)
         return attack.same(self, measures)

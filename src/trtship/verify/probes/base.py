@@ -23,7 +23,8 @@ class Attack:
     """One subject under attack: an open session, how to open another, the reference rows, and the sizes to use.
 
     `batches` are ascending; the probes use the middle one where one is enough. `bound` is that of the comparison with
-    the original, `pair` that of two runs of this subject with each other.
+    the original at the reference's sizes, `pair` that of two runs of this subject with each other. `others` are the
+    rows at other sizes that a probe may use beside the reference's.
     """
 
     def __init__(
@@ -35,10 +36,12 @@ class Attack:
         subject: str,
         batches: Sequence[int],
         bound: Bound,
+        others: Sequence[Reference] = (),
         progress: Progress = SILENT,
     ) -> None:
         self.session, self.open_another, self.reference = session, open_another, reference
-        self.subject, self.bound, self.pair, self.progress = subject, bound, bound.between_runs(), progress
+        self.subject, self.bound, self.progress = subject, bound.at(reference.sizes), progress
+        self.pair, self.others = self.bound.between_runs(), tuple(others)
         self.batches = tuple(sorted(set(batches)))
 
     @property
@@ -62,14 +65,17 @@ class Attack:
         session = session or self.session
         return session.infer(as_session_takes(session, feeds))
 
-    def compare(self, expected: Outputs, found: Outputs, **sizes: int) -> list[Measure]:
-        """A measure for each output."""
-        return self.measured(expected, found, self.bound.floors, **sizes)
+    def compare(self, expected: Outputs, found: Outputs, *, batch: int, **others: int) -> list[Measure]:
+        """A measure for each output at this batch, and at the sizes of the reference; `others` tell runs apart."""
+        return self.measured(expected, found, self.bound.floors, batch=batch, **others)
 
-    def measured(self, expected: Outputs, found: Outputs, floors: Mapping[str, float], **sizes: int) -> list[Measure]:
-        """A measure for each output, whose rows count as having at least the size in `floors`."""
+    def measured(
+        self, expected: Outputs, found: Outputs, floors: Mapping[str, float], *, batch: int, **others: int
+    ) -> list[Measure]:
+        """As `compare`, where rows count as having at least the size in `floors`."""
+        where = {self.reference.batch or "B": batch, **self.reference.sizes, **others}
         return [
-            measure(expected[name], found[name], output=name, sizes=sizes, floor=floors.get(name, 0.0))
+            measure(expected[name], found[name], output=name, sizes=where, floor=floors.get(name, 0.0))
             for name in expected
         ]
 
@@ -80,6 +86,7 @@ class Attack:
     def judged(self, probe: Probe, measures: Iterable[Measure], *, bound: Bound) -> Verdict:
         """The verdict of `probe`: what it claims stands in front of the reason."""
         found = judged(self.subject, probe.name, list(measures), bound=bound, runtime=self.session.runtime)
+        found = msgspec.structs.replace(found, bound=msgspec.structs.replace(bound, sizes={}))
         if found.state == "passed":
             return msgspec.structs.replace(found, measures=())
         return msgspec.structs.replace(found, reason=f"{probe.claim}: {found.reason}")
@@ -89,12 +96,15 @@ class Probe(ABC):
     """One adversarial check. `name` is the gate's in the verdict, `claim` what does not hold where it fails.
 
     `of_memory` says that it asks about memory which a session keeps between runs, or shares with another: a plan's
-    has such, an onnxruntime session on the CPU has not.
+    has such, an onnxruntime session on the CPU has not. `at_other_sizes` says that it is run again at other sizes of
+    the dimensions beside the batch, where the model has such, and `of_sizes` that it is about these alone.
     """
 
     name: ClassVar[str]
     claim: ClassVar[str]
     of_memory: ClassVar[bool] = False
+    at_other_sizes: ClassVar[bool] = False
+    of_sizes: ClassVar[bool] = False
 
     @abstractmethod
     def run(self, attack: Attack) -> Verdict | None:

@@ -16,6 +16,7 @@ class ChangedRow(Probe):
 
     name: ClassVar[str] = "changed_row"
     claim: ClassVar[str] = "changing one row should leave the others alone"
+    at_other_sizes: ClassVar[bool] = True
 
     def run(self, attack: Attack) -> Verdict | None:
         if not attack.several:
@@ -31,7 +32,7 @@ class ChangedRow(Probe):
                 array[row] = loud[name]
             others = np.delete(np.arange(batch), row)
             after = attack.run(changed)
-            measures += attack.compare(taken(before, others), taken(after, others), B=batch, changed=row)
+            measures += attack.compare(taken(before, others), taken(after, others), batch=batch, changed=row)
         return attack.same(self, measures)
 
 

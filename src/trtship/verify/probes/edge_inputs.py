@@ -23,6 +23,7 @@ class EdgeInputs(Probe):
 
     name: ClassVar[str] = "edge_inputs"
     claim: ClassVar[str] = "inputs at the edges of the range should give what the original gives"
+    at_other_sizes: ClassVar[bool] = True
 
     def run(self, attack: Attack) -> Verdict | None:
         edges = attack.reference.edges
@@ -36,7 +37,8 @@ class EdgeInputs(Probe):
             for place, name in enumerate(names):
                 row = slice(None) if attack.reference.batch is None else slice(place, place + 1)
                 floors = attack.bound.on(name)
-                found[name] += attack.measured(taken(expected, row), taken(outputs, row), floors, B=_rows(feeds))
+                wanted, said = taken(expected, row), taken(outputs, row)
+                found[name] += attack.measured(wanted, said, floors, batch=_rows(feeds))
         verdicts = {name: self._row(attack, name, found[name]) for name in edges.names if finite[name]}
         if not verdicts:
             return not_run(attack.subject, self.name, "the original says NaN or Inf of every edge row")

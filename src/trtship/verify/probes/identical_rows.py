@@ -13,6 +13,7 @@ class IdenticalRows(Probe):
 
     name: ClassVar[str] = "identical_rows"
     claim: ClassVar[str] = "identical rows should give identical rows"
+    at_other_sizes: ClassVar[bool] = True
 
     def run(self, attack: Attack) -> Verdict | None:
         if not attack.several:
@@ -20,5 +21,5 @@ class IdenticalRows(Probe):
         measures = []
         for batch in attack.several:
             found = attack.run(attack.rows([1] * batch))
-            measures += attack.compare(taken(found, [0] * batch), found, B=batch)
+            measures += attack.compare(taken(found, [0] * batch), found, batch=batch)
         return attack.same(self, measures)

@@ -15,6 +15,7 @@ class PermutedRows(Probe):
 
     name: ClassVar[str] = "permuted_rows"
     claim: ClassVar[str] = "permuting rows should permute the outputs"
+    at_other_sizes: ClassVar[bool] = True
 
     def run(self, attack: Attack) -> Verdict | None:
         if not attack.several:
@@ -24,5 +25,5 @@ class PermutedRows(Probe):
             order = np.roll(np.arange(batch)[::-1], 1 - batch % 2)
             straight = attack.run(attack.rows(range(batch)))
             permuted = attack.run(attack.rows(order))
-            measures += attack.compare(taken(straight, order), permuted, B=batch)
+            measures += attack.compare(taken(straight, order), permuted, batch=batch)
         return attack.same(self, measures)

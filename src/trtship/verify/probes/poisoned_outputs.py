@@ -16,6 +16,7 @@ class PoisonedOutputs(Probe):
     name: ClassVar[str] = "poisoned_outputs"
     claim: ClassVar[str] = "every element of the outputs should be written"
     of_memory: ClassVar[bool] = True
+    at_other_sizes: ClassVar[bool] = True
 
     def run(self, attack: Attack) -> Verdict | None:
         if not attack.session.can_poison:
@@ -26,7 +27,7 @@ class PoisonedOutputs(Probe):
             usual = attack.run(feeds)
             attack.session.poison = True
             try:
-                measures += attack.compare(usual, attack.run(feeds), B=batch)
+                measures += attack.compare(usual, attack.run(feeds), batch=batch)
             finally:
                 attack.session.poison = False
         return attack.same(self, measures)

@@ -16,6 +16,7 @@ class Repeated(Probe):
 
     name: ClassVar[str] = "repeated"
     claim: ClassVar[str] = "running again should give the same"
+    at_other_sizes: ClassVar[bool] = True
 
     def run(self, attack: Attack) -> Verdict | None:
         measures = []
@@ -23,5 +24,5 @@ class Repeated(Probe):
             feeds = attack.rows(range(batch))
             first = attack.run(feeds)
             for _ in range(max(1, attack.session.steady_after)):
-                measures += attack.compare(first, attack.run(feeds), B=batch)
+                measures += attack.compare(first, attack.run(feeds), batch=batch)
         return attack.same(self, measures)

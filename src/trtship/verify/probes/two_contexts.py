@@ -33,13 +33,13 @@ class TwoContexts(Probe):
             if attack.session.workers > 1:
                 pairs.append((attack.session, attack.session))
             for session in (attack.session, other):
-                session.warm_up([batch])
+                session.warm_up([batch], sizes=attack.reference.sizes)
             for pair in pairs:
                 together = Barrier(2)
                 jobs = [threads.submit(_turns, attack, session, feeds[i], together) for i, session in enumerate(pair)]
                 for which, job in enumerate(jobs):
                     for found in job.result():
-                        measures += attack.compare(alone[which], found, B=batch, context=which)
+                        measures += attack.compare(alone[which], found, batch=batch, context=which)
         return attack.same(self, measures)
 
 
