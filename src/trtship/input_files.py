@@ -95,6 +95,11 @@ class FileSource:
         self.paths = tuple(Path(path) for path in paths)
         self.origin = ", ".join(path.name or str(path) for path in self.paths)
 
+    def check(self) -> None:
+        """Raise InputError where a file is missing, or of no kind that is taken. Nothing is read."""
+        for path in self.paths:
+            _files_below(path)
+
     def digest(self) -> str:
         """Return the SHA-256 over the names and contents of all files.
 

@@ -38,7 +38,8 @@ class InputDomain(Record, frozen=True):
 
     `values` come first in each draw: the edges, the rows of a table with the largest numbers. Where `size` is the
     letter of a dynamic size, the upper end is that size plus `offset`, and `high` is its value at the least size.
-    `parts` have ranges of their own; `low` to `high` is then what is right at every place.
+    `parts` have ranges of their own; `low` to `high` is then what is right at every place. `strict` says that the model
+    fails on other values: they lie outside of a table that it indexes.
     `origin` says where the domain is from, for people. `invented` is False where the user gave the range.
     """
 
@@ -51,11 +52,20 @@ class InputDomain(Record, frozen=True):
     offset: int = 0
     invented: bool = True
     parts: tuple[Part, ...] = ()
+    strict: bool = False
 
     def bounds(self, sizes: Mapping[str, int]) -> tuple[float, float]:
         """Return the least and the largest value at these sizes of the dynamic dimensions."""
         high = self.high if self.size is None or self.size not in sizes else float(sizes[self.size] + self.offset)
         return self.low, max(self.low, high)
+
+
+class TriedInput(Record, frozen=True):
+    """What one input held in the checks: `values` in words, and whether trtship invented them."""
+
+    name: str
+    values: str
+    invented: bool
 
 
 def is_floating(dtype: str) -> bool:

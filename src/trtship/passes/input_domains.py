@@ -126,6 +126,7 @@ def _limited(
         origin=f"{texts}: {names}",
         values=base.values if outer else (),
         parts=tuple(inner),
+        strict=True,
     )
 
 
@@ -166,6 +167,7 @@ def _joined(
         values=tuple(dict.fromkeys(float(v) for v in (low, high, *special) if low <= v <= end)),
         size=size,
         offset=offset,
+        strict=any(limit.strict for limit in limits),
     )
 
 

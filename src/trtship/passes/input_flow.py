@@ -35,7 +35,8 @@ ADDITIVE = 100.0
 @dataclass(frozen=True)
 class Limit:
     """What one operator asks of an input's elements: `low` to `high`. Where `size` is a dynamic size's letter, the end
-    is that size plus `offset`, and `high` the end at the least size. `values` are special, `text` says what it is."""
+    is that size plus `offset`, and `high` the end at the least size. `values` are special, `text` says what it is;
+    `strict` that other values are an error."""
 
     low: float
     high: float
@@ -44,6 +45,7 @@ class Limit:
     offset: int = 0
     values: tuple[float, ...] = ()
     part: Place | None = None
+    strict: bool = True
 
 
 @dataclass
@@ -310,6 +312,7 @@ class _Flow:
                 offset=offset if size else 0,
                 values=tuple(v for v in special if float(v).is_integer()),
                 part=part,
+                strict=not first,
             )
         )
 

@@ -14,6 +14,8 @@ import msgspec
 import numpy as np
 
 from trtship.errors import BundleError
+from trtship.input_files import Samples
+from trtship.input_values import InputDomain
 from trtship.measure import random_inputs
 from trtship.preprocess import Preprocess
 from trtship.session.base import Session
@@ -108,6 +110,8 @@ def make_reference(
     pictures: Any = None,
     preprocess: Preprocess | None = None,
     exact: Session | None = None,
+    domains: Mapping[str, InputDomain] | None = None,
+    samples: Samples | None = None,
     seed: int = 0,
 ) -> Reference:
     """Run the original on `ROWS` random rows; the first half of them replaced by `pictures` ([n, C, H, W], already
@@ -116,7 +120,12 @@ def make_reference(
     """
     letter = batch_letter(original.inputs)
     full = {**sizes, letter: ROWS} if letter else dict(sizes)
-    feeds = random_inputs(original.inputs, full, seed=seed)
+    feeds = random_inputs(original.inputs, full, seed=seed, domains=domains)
+    for group in samples.groups if samples is not None else ():
+        fits = [group[name].shape[1:] == array.shape[1:] for name, array in feeds.items()]
+        if letter and all(fits):
+            for name, array in feeds.items():
+                array[: len(group[name])] = group[name][: len(array)]
     if pictures is not None and letter and len(feeds) == 1:
         array = next(iter(feeds.values()))
         count = min(len(pictures), ROWS // 2 + 1)
