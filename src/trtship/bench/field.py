@@ -30,10 +30,11 @@ OURS = "trtship"
 OWN_PLAN = f"{OURS}, the bundle's plan"
 
 
-def work_of(bundle: Bundle, options: SourceOptions | None, folder: Path) -> Work:
-    """A bundle for the workers; its reference rows go into `folder`."""
+def work_of(bundle: Bundle, options: SourceOptions | None, folder: Path, *, reference: Reference | None = None) -> Work:
+    """A bundle for the workers; the reference rows, the bundle's own unless others are given, go into `folder`."""
     m = bundle.manifest
-    bundle.reference().save(folder)
+    rows = bundle.reference() if reference is None else reference
+    rows.save(folder)
     return Work(
         source=options,
         inputs=m.inputs,
@@ -41,7 +42,7 @@ def work_of(bundle: Bundle, options: SourceOptions | None, folder: Path) -> Work
         precision=m.precision,
         graph=str(bundle.path(m.precision_graph).absolute()),
         reference=str(folder),
-        sizes=m.reference_sizes,
+        sizes=rows.sizes,
     )
 
 
@@ -78,12 +79,13 @@ class Field:
         builders: Builders,
         builds: int,
         folder: Path,
+        reference: Reference | None = None,
         progress: Progress,
     ) -> None:
         self._bundle, self._original, self._builders, self._builds = bundle, original, builders, builds
         self._folder, self._progress = folder, progress
-        self._reference = bundle.reference()
-        self._work = work_of(bundle, options, folder / "reference")
+        self._reference = bundle.reference() if reference is None else reference
+        self._work = work_of(bundle, options, folder / "reference", reference=self._reference)
         self._own = folder / "bundle.plan"
         self._own.write_bytes(bundle.read(bundle.manifest.plan))
         self._promised: list[tuple[int, Path | None, list[Future[PlanFile]]]] = []

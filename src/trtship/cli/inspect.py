@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING
 from trtship.cli.options import add_trust
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from trtship.bundle import Bundle
     from trtship.cli.console import Console
+    from trtship.input_values import TriedInput
 
 HELP = "show what is in a bundle, how it was made, and every verdict"
 EXAMPLE = "trtship inspect swin.trtship"
@@ -57,6 +60,12 @@ def _kernels(bundle: Bundle, batch: int | None, console: Console) -> int:
     return 0
 
 
+def _inputs_tried(inputs: Sequence[TriedInput]) -> list[tuple[str, str]]:
+    """A row for each input: the values that the checks ran on."""
+    rows = [f"{one.name}: {one.values}" + (" (INVENTED by trtship)" if one.invented else "") for one in inputs]
+    return [("" if place else "checked on", row) for place, row in enumerate(rows)]
+
+
 def _show(bundle: Bundle, console: Console) -> None:
     from trtship.bundle.candidates import choice_of
     from trtship.cli.tables import table, verdict_table
@@ -98,6 +107,7 @@ def _show(bundle: Bundle, console: Console) -> None:
             "plan",
             f"{m.family} {m.family_version}, {build['plan_mib']} MiB, for {targets}, built in {build['seconds']} s",
         ),
+        *_inputs_tried(m.tried),
         ("signature", "there is one; --verify-key tells whose" if bundle.is_signed else "none"),
         ("versions", ", ".join(f"{name} {version}" for name, version in m.versions.items())),
     ]

@@ -30,6 +30,7 @@ from trtship.engine import check_can_build
 from trtship.family import choose_family
 from trtship.files import whole_folder
 from trtship.input_files import SampleSource, source_of
+from trtship.input_values import TriedInput
 from trtship.passes.registry import ALL
 from trtship.progress import SILENT, Progress
 from trtship.sources import LoadedModel, SourceOptions, resolve
@@ -40,7 +41,7 @@ from trtship.verify import Verdict
 class DeployResult(Record, frozen=True):
     """`bundle` is its path; `up_to_date` says that it was there already, made from the same recipe, and nothing was
     done. `changed` tells what differs from the bundle that stood there before; `stages` what ran; `choice` what
-    `precision="auto"` tried."""
+    `precision="auto"` tried; `inputs` the values that the checks ran on."""
 
     bundle: str
     up_to_date: bool
@@ -49,6 +50,7 @@ class DeployResult(Record, frozen=True):
     verdicts: tuple[Verdict, ...]
     seconds: float
     choice: Choice | None = None
+    inputs: tuple[TriedInput, ...] = ()
 
 
 def deploy(
@@ -90,10 +92,10 @@ def deploy(
     """Make a verified bundle at `output` from `source`; the options are those of `trtship deploy --help`.
 
     `batch` is `"MIN:OPT:MAX"` or one size; `sizes` are `"L=MIN:OPT:MAX"` for other dynamic sizes; `profiles` is
-    `"none"` or the batch sizes that get kernels of their own, `"1,8,32"` (min, opt and max unless given); `input_specs` are
-    `"NAME=Bx3x80x80[:int64]"`, for inputs that the source does not tell; `passes` are `"all"`, `"none"` or names with commas between them, of the rewrites that
-    make the graph faster. `precision="auto"` tries `candidates` (all, or names with commas between them) within
-    `time_budget` (`"20m"`), and ships the fastest that passes every gate.
+    `"none"` or the batch sizes that get kernels of their own, `"1,8,32"` (min, opt and max unless given); `input_specs`
+    are `"NAME=Bx3x80x80[:int64]"`, for inputs that the source does not tell; `passes` are `"all"`, `"none"` or names
+    with commas between them, of the rewrites that make the graph faster. `precision="auto"` tries `candidates` (all, or
+    names with commas between them) within `time_budget` (`"20m"`), and ships the fastest that passes every gate.
 
     `inputs` are real inputs, which become reference, probe and calibration material: paths of `.npz` or `.safetensors`
     files and of folders, a dict of arrays [rows, ...] by input name, an array for a model of one input, or a list or an
@@ -198,9 +200,10 @@ def run_deploy(
         if standing is not None:
             progress.note(f"{output} is up to date: nothing has changed, nothing was done")
             verdicts, choice = standing.manifest.verdicts, choice_of(standing)
+            tried = standing.manifest.tried
         else:
             progress.note(f"TensorRT: {why}")
-            verdicts, choice = _make(stages, output, begun, kept)
+            verdicts, choice, tried = _make(stages, output, begun, kept)
     return DeployResult(
         bundle=str(output),
         up_to_date=standing is not None,
@@ -209,12 +212,13 @@ def run_deploy(
         verdicts=verdicts,
         seconds=round(time.monotonic() - begun, 2),
         choice=choice,
+        inputs=tried,
     )
 
 
 def _make(
     stages: Stages, output: Path, begun: float, kept: FailedPlace | None
-) -> tuple[tuple[Verdict, ...], Choice | None]:
+) -> tuple[tuple[Verdict, ...], Choice | None, tuple[TriedInput, ...]]:
     options = stages.options
     common = make_common(stages)
     found: Found | None = None
@@ -233,7 +237,7 @@ def _make(
             became = NOT_KEPT if kept is None else kept.keep(stages, draft, manifest, failure.verdicts)
             raise failure.told(became) from failure
         finish(stages, Bundle(draft, msgspec.structs.replace(manifest, verdicts=verdicts)))
-    return verdicts, found.choice if found else None
+    return verdicts, found.choice if found else None, manifest.tried
 
 
 def checked(stages: Stages, made: Made, bundle: Bundle) -> tuple[Verdict, ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 import numpy as np
@@ -17,9 +17,11 @@ from trtship.errors import ExportMismatchError, InputError, TrtshipError
 from trtship.export.check import sizes_around
 from trtship.export.onnx import ExportReport
 from trtship.graphs.noise import fp32_gain
+from trtship.input_ranges import InputRanges, tried_inputs, with_input_ranges
 from trtship.input_samples import Samples
 from trtship.input_values import InputDomain, default_domain, is_floating, random_inputs
 from trtship.measure import Measure, measure
+from trtship.preprocess import Preprocess
 from trtship.session.base import Session
 from trtship.session.onnxruntime import OnnxRuntimeSession
 from trtship.session.torch import TorchSession
@@ -32,6 +34,60 @@ NARROWER = (99.0, 9.0, 1.0)
 """The upper ends that are tried, one after the other, where whole numbers up to 999 make a model fail."""
 SAMPLE_ROWS = 32
 """Rows of the user's at each set of sizes that the export is checked on."""
+
+
+class DomainsOf(Protocol):
+    """Tells what each input of a graph may hold. The passes come after this room, so that it is handed in."""
+
+    def __call__(
+        self,
+        graph: Path,
+        inputs: Sequence[TensorSpec],
+        *,
+        ranges: Mapping[str, ShapeRange],
+        preprocess: Preprocess | None,
+    ) -> dict[str, InputDomain]: ...
+
+
+def checked_on_realistic(
+    model: LoadedModel | LoadedGraph,
+    graph: Path,
+    report: ExportReport,
+    *,
+    domains_of: DomainsOf,
+    given: InputRanges,
+    samples: Samples | None,
+    ranges: Mapping[str, ShapeRange],
+) -> tuple[ExportReport, dict[str, InputDomain]]:
+    """Return the report with the checks on realistic inputs, and what each input may hold.
+
+    Args:
+        model: What was exported.
+        graph: The exported fp32 graph.
+        report: How it was made.
+        domains_of: Reads the values that fit the graph.
+        given: The ranges of values that the user gave.
+        samples: The user's rows.
+        ranges: The range of each dynamic size.
+
+    Raises:
+        ExportMismatchError, InputError: As `check_realistic`.
+        SpecError: A range of the user's does not fit the graph.
+    """
+    preprocess = model.preprocess if isinstance(model, LoadedModel) else None
+    domains = with_input_ranges(
+        domains_of(graph, model.inputs, ranges=ranges, preprocess=preprocess), model.inputs, given
+    )
+    letter = batch_letter(model.inputs)
+    others = {name: one for name, one in ranges.items() if name != letter}
+    found = check_realistic(model, graph, report, domains=domains, samples=samples, ranges=others)
+    real = "" if samples is None else samples.origin
+    whole = msgspec.structs.replace(
+        report,
+        checks=(*report.checks, *found.checks),
+        inputs=tried_inputs(model.inputs, found.domains, real=real),
+    )
+    return whole, found.domains
 
 
 class Realistic(msgspec.Struct, frozen=True):

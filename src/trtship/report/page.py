@@ -57,6 +57,8 @@ def _content(evidence: Evidence) -> dict[str, Any]:
         "family": f"{FAMILIES.get(m.family, m.family)} {m.family_version}",
         "created": f"{datetime.fromisoformat(m.created):%-d %B %Y, %H:%M} UTC",
         "outcome": verdicts.outcome_of(m.verdicts),
+        "tried": m.tried,
+        "invented": [one for one in m.tried if one.invented],
         "failures": verdicts.failures_of(m.verdicts),
         "accuracy": summary.accuracy(evidence),
         "speed": summary.speed(evidence),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import msgspec
 
+from trtship.input_values import TriedInput
 from trtship.measure import Measure, worst
 from trtship.spec import Record
 from trtship.verify.evaluate import Evaluation
@@ -15,7 +16,9 @@ from trtship.verify.evaluate import Evaluation
 State = Literal["passed", "failed", "not run"]
 
 REL_L2, REL_L2_FP64, COSINE, TOP1_DROP = "rel_l2", "rel_l2_fp64", "cosine", "top1_drop"
-COMPARISONS = (REL_L2, REL_L2_FP64, COSINE, TOP1_DROP)
+REL_L2_GIVEN = "rel_l2_given"
+"""On inputs that the user gave to `verify`, against the bundle's own fp32 graph."""
+COMPARISONS = (REL_L2, REL_L2_FP64, REL_L2_GIVEN, COSINE, TOP1_DROP)
 """The gates that compare with the original; every other gate is a probe (`trtship.verify.probes`)."""
 
 
@@ -60,7 +63,8 @@ class Verdict(Record, frozen=True):
     eager PyTorch, worst row, at every size), `rel_l2_fp64` (the same in float64), `cosine`, `top1_drop` (points of
     top-1 lost on the evaluation pictures), or the name of a probe. `state` is `passed`, `failed` or `not run`;
     `reason` says why it did not pass, and is empty where it did; `note` is what else should be known, of a pass too.
-    `worst` is the figure that `bound` holds against.
+    `worst` is the figure that `bound` holds against. `inputs` are the values that were tried, and `sizes` the sizes;
+    verdicts of earlier versions do not tell them.
     """
 
     subject: str
@@ -73,6 +77,27 @@ class Verdict(Record, frozen=True):
     measures: tuple[Measure, ...] = ()
     evaluation: Evaluation | None = None
     note: str = ""
+    inputs: tuple[TriedInput, ...] = ()
+    sizes: tuple[dict[str, int], ...] = ()
+
+
+def tried_on(
+    verdicts: Sequence[Verdict], inputs: Sequence[TriedInput], sizes: Mapping[str, int]
+) -> tuple[Verdict, ...]:
+    """Return the verdicts, with what those ran on that do not tell it yet.
+
+    Args:
+        verdicts: Of one bundle.
+        inputs: The values of the bundle's reference rows.
+        sizes: Its usual sizes, for checks that measured nothing.
+    """
+    found = []
+    for verdict in verdicts:
+        if verdict.state != "not run" and verdict.gate != TOP1_DROP and not verdict.inputs:
+            seen = list({tuple(sorted(m.sizes.items())): m.sizes for m in verdict.measures}.values())
+            verdict = msgspec.structs.replace(verdict, inputs=tuple(inputs), sizes=tuple(seen or [dict(sizes)]))
+        found.append(verdict)
+    return tuple(found)
 
 
 def not_run(subject: str, gate: str, reason: str) -> Verdict:

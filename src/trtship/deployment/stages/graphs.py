@@ -10,8 +10,8 @@ from trtship.cache import Entry
 from trtship.deployment.stages.base import GRAPH, REPORT, Stages, graph_digests
 from trtship.deployment.stages.sizes import ranges_of
 from trtship.export import ExportReport, graph_from_source, sizes_around
-from trtship.export.realistic import check_realistic
-from trtship.input_ranges import check_input_ranges, with_input_ranges
+from trtship.export.realistic import checked_on_realistic
+from trtship.input_ranges import check_input_ranges
 from trtship.input_values import InputDomain
 from trtship.passes import simplify
 from trtship.passes.input_domains import domains_of_graph
@@ -28,7 +28,8 @@ HOLDS = "the values that inputs may hold"
 
 
 class ModelReport(Record, frozen=True):
-    """The export stage's `report.json`. `domains` are the values that each input may hold."""
+    """The export stage's `report.json`. `domains` are the values that each input may hold; `samples` says which rows
+    the user gave, and is empty without any."""
 
     export: ExportReport
     inputs: tuple[TensorSpec, ...]
@@ -36,6 +37,7 @@ class ModelReport(Record, frozen=True):
     labels: tuple[str, ...] | None
     notes: tuple[str, ...]
     domains: dict[str, InputDomain] = msgspec.field(default_factory=dict)
+    samples: str = ""
 
 
 def export(stages: Stages) -> tuple[Entry, ModelReport]:
@@ -57,19 +59,24 @@ def export(stages: Stages) -> tuple[Entry, ModelReport]:
             thaw=thaw,
             progress=stages.progress,
         )
-        seen = domains_of_graph(folder / GRAPH, model.inputs, ranges=ranges, preprocess=preprocess)
-        domains = with_input_ranges(seen, model.inputs, stages.options.input_ranges)
         with stages.progress.stage("check the export", "on realistic inputs"):
-            realistic = check_realistic(
-                model, folder / GRAPH, report, domains=domains, samples=samples, ranges=stages.options.sizes
+            report, domains = checked_on_realistic(
+                model,
+                folder / GRAPH,
+                report,
+                domains_of=domains_of_graph,
+                given=stages.options.input_ranges,
+                samples=samples,
+                ranges=ranges,
             )
         found = ModelReport(
-            export=msgspec.structs.replace(report, checks=(*report.checks, *realistic.checks)),
+            export=report,
             inputs=model.inputs,
             preprocess=preprocess,
             labels=torch_model.labels if torch_model else None,
             notes=model.notes,
-            domains=realistic.domains,
+            domains=domains,
+            samples="" if samples is None else samples.origin,
         )
         (folder / REPORT).write_bytes(to_json(found))
 
