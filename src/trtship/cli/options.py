@@ -145,8 +145,8 @@ def add_inputs(parser: argparse.ArgumentParser, *, ranges: bool = False, what: s
         help=what
         or "inputs like those that the model will see, to check and to calibrate on: an .npz or .safetensors file with "
         "an array [rows, ...] for each input, a folder of INPUT.npy files or of such folders, or a folder of pictures "
-        "where the source tells its preprocessing; sizes may differ between files; may be repeated (default: values are "
-        "invented that fit the graph, and the result says so)",
+        "where the source tells its preprocessing; sizes may differ between files; may be repeated (default: values "
+        "are invented that fit the graph, and the result says so)",
     )
     if ranges:
         group.add_argument(
