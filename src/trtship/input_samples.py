@@ -17,7 +17,7 @@ from trtship.spec import ShapeRange, TensorSpec, batch_letter
 MAX_ROWS = 256
 """Rows that are used of one file, or of arrays: more are spread over it. As many as a calibration makes use of."""
 MAX_BYTES = 2**30
-"""Bytes that the rows of one file may take in memory."""
+"""Bytes that the rows of one file, or the items of an iterator, may take in memory."""
 MAX_ITEMS = 1024
 """Items that are taken of an iterator, which may be without end."""
 
@@ -68,7 +68,7 @@ class ArraySource:
 
     Args:
         given: A dict of arrays by input name, [rows, ...] each; an array, for a model of one input; or a list or an
-            iterator of these, of which `MAX_ITEMS` are taken. A tuple holds one array for each input, in their order.
+            iterator of these, of which at most `MAX_ITEMS`, and `MAX_BYTES`, are taken. A tuple holds one array for each input, in their order.
             Tensors of PyTorch are taken as arrays.
 
     Raises:
@@ -79,10 +79,16 @@ class ArraySource:
         one = isinstance(given, Mapping | tuple) or _is_array(given)
         if not one and not isinstance(given, Iterable):
             raise _no_inputs(given)
-        items = [given] if one else list(islice(given, MAX_ITEMS))
-        if not items:
+        self._items: list[dict[str, Array] | tuple[Array, ...]] = []
+        left = MAX_BYTES
+        for item in [given] if one else islice(given, MAX_ITEMS):
+            plain = self._plain(item)
+            self._items.append(plain)
+            left -= sum(array.nbytes for array in (plain.values() if isinstance(plain, dict) else plain))
+            if left <= 0:
+                break
+        if not self._items:
             raise InputError("the inputs are empty", why="there is no array in them", do="give at least one row")
-        self._items = [self._plain(item) for item in items]
         self.origin = "the arrays given"
 
     @staticmethod

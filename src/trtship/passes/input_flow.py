@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -411,6 +412,7 @@ class _Flow:
 
     @staticmethod
     def _scaled(form: Form, by: float) -> Form:
+        form = _unfloored(form) if by != 1 else form
         ends = sorted((form.low * by, form.high * by))
         return replace(form, terms=tuple((k, c * by) for k, c in form.terms), low=ends[0], high=ends[1])
 
@@ -425,14 +427,16 @@ class _Flow:
                         terms[key] = terms.get(key, 0.0) + c
                     kept = tuple((key, c) for key, c in terms.items() if c)
                     if kept:
-                        floored = one.floored or other.floored
-                        yield Form(kept, one.low + other.low, one.high + other.high, floored, plain=False)
+                        a, b = (_unfloored(form) for form in (one, other))
+                        yield Form(kept, a.low + b.low, a.high + b.high, plain=False)
             return
         constant = self._interval(node.inputs[1] if ours else node.inputs[0])
         if constant is None:
             return
         low, high = sorted((constant[0] * (sign if ours else 1.0), constant[1] * (sign if ours else 1.0)))
         for form in ours or theirs:
+            if form.floored and not (low.is_integer() and high.is_integer()):
+                form = _unfloored(form)
             yield replace(form, low=form.low + low, high=form.high + high)
 
     def _products(self, node: onnx_ir.Node) -> Iterator[Form]:
@@ -450,12 +454,20 @@ class _Flow:
                     yield replace(self._scaled(form, 1 / number), floored=form.floored or whole)
 
     def _chosen(self, node: onnx_ir.Node) -> Iterator[Form]:
-        """Either branch; of `x < 0 ? x + n : x`, which allows negative indices, only x."""
+        """Either branch; of two branches that differ by a constant, one.
+
+        Of `x < 0 ? x + n : x`, which allows negative indices, it is x. Of `r < 0 ? q - 1 : q`, which makes a division
+        that rounds towards zero round down, it is q, rounded down.
+        """
         best: dict[Any, Form] = {}
         for value in node.inputs[1:3]:
             for form in self._of(value):
                 before = best.get(form.terms)
-                if before is None or abs(form.high) < abs(before.high):
+                if before is None:
+                    best[form.terms] = form
+                elif abs(form.high - before.high) == 1 and (form.floored or before.floored):
+                    best[form.terms] = max(form, before, key=lambda one: one.high)
+                elif abs(form.high) < abs(before.high):
                     best[form.terms] = form
         yield from best.values()
 
@@ -501,6 +513,15 @@ class _Flow:
             return None
         start, stop = (min(max(v + shape[axis] if v < 0 else v, 0), shape[axis]) for v in (start, stop))
         return axis, start, stop
+
+
+def _unfloored(form: Form) -> Form:
+    """Return a form that was rounded down with what it lost in its constant: less than 1, by a step of its values."""
+    if not form.floored:
+        return form
+    numbers = [Fraction(v).limit_denominator(10**6) for v in (form.low, form.high, *(c for _, c in form.terms))]
+    step = 1 / math.lcm(*(number.denominator for number in numbers))
+    return replace(form, low=form.low - (1 - step), floored=False)
 
 
 def _named(data: onnx_ir.Value) -> str:
