@@ -200,7 +200,7 @@ def test_a_header_that_promises_more_than_there_is_takes_no_memory(tmp_path: Pat
 
 
 def test_an_archive_that_expands_a_thousandfold_is_refused(tmp_path: Path) -> None:
-    rows = 2**28 // 32 + 2**16
+    rows, path = 2**28 // 32 + 2**16, tmp_path / "a.npz"
     with (
         zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED) as archive,
         archive.open("ids.npy", "w") as file,

@@ -68,7 +68,8 @@ class ArraySource:
 
     Args:
         given: A dict of arrays by input name, [rows, ...] each; an array, for a model of one input; or a list or an
-            iterator of these, of which at most `MAX_ITEMS`, and `MAX_BYTES`, are taken. A tuple holds one array for each input, in their order.
+            iterator of these, of which at most `MAX_ITEMS`, and `MAX_BYTES`, are taken. A tuple holds one array for
+            each input, in their order.
             Tensors of PyTorch are taken as arrays.
 
     Raises:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trtship.input_values import is_floating
+from trtship.input_values import MAX_COVERED, is_floating
 from trtship.passes.known import Known
 from trtship.spec import ShapeRange, TensorSpec
 
@@ -21,6 +20,8 @@ if TYPE_CHECKING:
 Place = tuple[int, int, int]
 """Axis, start and stop of the part of an input that a form is of."""
 Key = tuple[str, Place | None]
+Computed = Callable[[Any], Any]
+"""From elements of an input, as an array of floats, to those of a tensor."""
 
 MOVES = frozenset(
     {"Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Expand", "Tile", "Transpose", "Dropout", "Pad",
@@ -70,7 +71,8 @@ class Form:
     """A tensor whose elements are sum(coefficient * element of an input) + a constant from `low` to `high`.
 
     `floored` says that it was rounded down since, `plain` that it has the input's own shape still, `column` which
-    element of the last axis of a concatenation it is.
+    element of the last axis of a concatenation it is. `exact` computes it from elements of its one input, roundings
+    included, where that is known, and `unrounded` is that before a division rounded towards zero.
     """
 
     terms: tuple[tuple[Key, float], ...]
@@ -79,6 +81,14 @@ class Form:
     floored: bool = False
     plain: bool = True
     column: int | None = None
+    exact: Computed | None = None
+    unrounded: Computed | None = None
+
+    def then(self, step: Computed, **changes: Any) -> Form:
+        """Return the form changed, its elements by one more step."""
+        before = self.exact
+        exact = None if before is None else (lambda x: step(before(x)))
+        return replace(self, exact=exact, **{"unrounded": None, **changes})
 
 
 def follow(model: onnx_ir.Model, inputs: Sequence[TensorSpec], ranges: Mapping[str, ShapeRange]) -> dict[str, Findings]:
@@ -109,7 +119,7 @@ class _Flow:
     def run(self) -> dict[str, Findings]:
         for value in self._model.graph.inputs:
             if value.name in self._specs:
-                self._forms[value] = (Form(terms=(((value.name, None), 1.0),)),)
+                self._forms[value] = (Form(terms=(((value.name, None), 1.0),), exact=lambda x: x),)
         self._walk(self._model.graph)
         for findings in self._found.values():  # x * mask, and sum(mask): a mean over what is not masked
             if not {"factor", "sum"} <= findings.signals:
@@ -293,8 +303,7 @@ class _Flow:
             return
         (name, part), c = form.terms[0]
         size, offset = self._letter(least, most)
-        ends = self._within(form, c, first, least)
-        low, high = ends
+        low, high, reached = self._within(form, c, first, least)
         if size is not None:
             whole = c == 1 and not form.floored and form.low == form.high
             if whole:
@@ -304,6 +313,8 @@ class _Flow:
             else:
                 size = None
         special = [(row - form.low) / c for row in rows] if form.low == form.high else []
+        if reached is not None:
+            special = [low + int(np.argmax(reached == row)) for row in rows if (reached == row).any()]
         self._found[name].limits.append(
             Limit(
                 low=low,
@@ -318,13 +329,33 @@ class _Flow:
         )
 
     @staticmethod
-    def _within(form: Form, c: float, first: int, end: float) -> tuple[float, float]:
-        """The integers x with first <= c * x + constant < end, whatever the constant is."""
-        last = end - 1
-        if c > 0:
-            high = math.ceil((end - form.high) / c) - 1 if form.floored else math.floor((last - form.high) / c)
-            return math.ceil((first - form.low) / c), high
-        return math.ceil((last - form.high) / c), math.floor((first - form.low) / c)
+    def _within(form: Form, c: float, first: int, end: float) -> tuple[float, float, Any]:
+        """The integers x whose form is in first <= form < end, whatever its constant is, from the least to the largest;
+        and what becomes of each, where it is known."""
+        low, high = (
+            sorted(((first - form.low) / c, (end - 1 - form.high) / c))
+            if form.low == form.high
+            else (
+                ((first - form.low) / c, (end - 1 - form.high) / c)
+                if c > 0
+                else ((end - 1 - form.high) / c, (first - form.low) / c)
+            )
+        )
+        low, high = math.ceil(low), math.floor(high)
+        slack = math.ceil(4 / abs(c)) + 4
+        begin, stop = min(low, high) - slack, max(low, high) + slack + 1
+        if form.exact is None or stop - begin > MAX_COVERED * 4:
+            return low, high, None
+        tried = np.arange(begin, stop)
+        found = form.exact(tried.astype(np.float64))
+        fits = (found >= first) & (found < end)
+        edges = np.flatnonzero(np.diff(np.concatenate([[False], fits, [False]])))
+        if not len(edges):
+            return low, high, None
+        starts, ends = edges[::2], edges[1::2]
+        place = int(np.argmax(ends - starts))
+        run = slice(int(starts[place]), int(ends[place]))
+        return int(tried[run][0]), int(tried[run][-1]), found[run]
 
     def _limit_several(self, form: Form, end: float, text: str) -> None:
         """The digits of an index: in 30 * a + b, b is 0 to 29."""
@@ -364,14 +395,16 @@ class _Flow:
             whole = node.attributes.get_int("to", 0) in (2, 3, 4, 5, 6, 7, 12, 13)
             for form in self._of(first):
                 is_whole = float(form.low).is_integer() and all(float(c).is_integer() for _, c in form.terms)
-                yield replace(form, floored=form.floored or (whole and not is_whole))
+                yield form.then(_towards_zero, floored=True) if whole and not is_whole else form
         elif kind in ("Floor", "Ceil", "Round", "Relu", "Clip", "Min", "Max", "Abs", "Trilu"):
             for value in inputs if kind in ("Min", "Max") else inputs[:1]:
-                yield from (replace(f, floored=f.floored or kind in ("Floor", "Round")) for f in self._of(value))
+                rounded = ROUNDINGS.get(kind)
+                yield from (f if rounded is None else f.then(rounded, floored=True) for f in self._of(value))
         elif kind == "Neg":
             yield from (self._scaled(form, -1.0) for form in self._of(first))
         elif kind == "Not":
-            yield from (replace(self._scaled(f, -1.0), low=1 - f.high, high=1 - f.low) for f in self._of(first))
+            for f in self._of(first):
+                yield self._scaled(f, -1.0).then(lambda x: 1 + x, low=1 - f.high, high=1 - f.low)
         elif kind in ("Add", "Sub"):
             yield from self._sums(node)
         elif kind in ("Mul", "Div"):
@@ -412,9 +445,9 @@ class _Flow:
 
     @staticmethod
     def _scaled(form: Form, by: float) -> Form:
-        form = _unfloored(form) if by != 1 else form
         ends = sorted((form.low * by, form.high * by))
-        return replace(form, terms=tuple((k, c * by) for k, c in form.terms), low=ends[0], high=ends[1])
+        terms = tuple((k, c * by) for k, c in form.terms)
+        return form.then(lambda x: x * by, terms=terms, low=ends[0], high=ends[1])
 
     def _sums(self, node: onnx_ir.Node) -> Iterator[Form]:
         sign = -1.0 if node.op_type == "Sub" else 1.0
@@ -427,17 +460,15 @@ class _Flow:
                         terms[key] = terms.get(key, 0.0) + c
                     kept = tuple((key, c) for key, c in terms.items() if c)
                     if kept:
-                        a, b = (_unfloored(form) for form in (one, other))
-                        yield Form(kept, a.low + b.low, a.high + b.high, plain=False)
+                        yield Form(kept, one.low + other.low, one.high + other.high, plain=False)
             return
         constant = self._interval(node.inputs[1] if ours else node.inputs[0])
         if constant is None:
             return
         low, high = sorted((constant[0] * (sign if ours else 1.0), constant[1] * (sign if ours else 1.0)))
         for form in ours or theirs:
-            if form.floored and not (low.is_integer() and high.is_integer()):
-                form = _unfloored(form)
-            yield replace(form, low=form.low + low, high=form.high + high)
+            made = form.then(lambda x: x + low, low=form.low + low, high=form.high + high)
+            yield made if low == high else replace(made, exact=None)
 
     def _products(self, node: onnx_ir.Node) -> Iterator[Form]:
         left, right = node.inputs
@@ -451,7 +482,9 @@ class _Flow:
                 else:
                     dtype = self._least.dtype(node.outputs[0])
                     whole = dtype is not None and dtype.kind in "iu"
-                    yield replace(self._scaled(form, 1 / number), floored=form.floored or whole)
+                    exact = form.then(lambda x, by=number: x / by).exact
+                    made = replace(self._scaled(form, 1 / number), exact=exact)
+                    yield made.then(_towards_zero, floored=True, unrounded=exact) if whole else made
 
     def _chosen(self, node: onnx_ir.Node) -> Iterator[Form]:
         """Either branch; of two branches that differ by a constant, one.
@@ -466,7 +499,9 @@ class _Flow:
                 if before is None:
                     best[form.terms] = form
                 elif abs(form.high - before.high) == 1 and (form.floored or before.floored):
-                    best[form.terms] = max(form, before, key=lambda one: one.high)
+                    larger = max(form, before, key=lambda one: one.high)
+                    down = None if larger.unrounded is None else replace(larger, exact=larger.unrounded).then(_down)
+                    best[form.terms] = larger if down is None else down
                 elif abs(form.high) < abs(before.high):
                     best[form.terms] = form
         yield from best.values()
@@ -515,13 +550,17 @@ class _Flow:
         return axis, start, stop
 
 
-def _unfloored(form: Form) -> Form:
-    """Return a form that was rounded down with what it lost in its constant: less than 1, by a step of its values."""
-    if not form.floored:
-        return form
-    numbers = [Fraction(v).limit_denominator(10**6) for v in (form.low, form.high, *(c for _, c in form.terms))]
-    step = 1 / math.lcm(*(number.denominator for number in numbers))
-    return replace(form, low=form.low - (1 - step), floored=False)
+def _down(x: Any) -> Any:
+    return np.floor(x + CLOSE)
+
+
+def _towards_zero(x: Any) -> Any:
+    return np.trunc(x + np.copysign(CLOSE, x))
+
+
+ROUNDINGS: dict[str, Computed] = {"Floor": _down, "Ceil": lambda x: np.ceil(x - CLOSE), "Round": np.round}
+CLOSE = 1e-9
+"""What a quotient of whole numbers may be off by, as a float."""
 
 
 def _named(data: onnx_ir.Value) -> str:
