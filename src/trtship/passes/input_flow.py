@@ -482,7 +482,7 @@ class _Flow:
                 else:
                     dtype = self._least.dtype(node.outputs[0])
                     whole = dtype is not None and dtype.kind in "iu"
-                    exact = form.then(lambda x, by=number: x / by).exact
+                    exact = form.then(_divided(number)).exact
                     made = replace(self._scaled(form, 1 / number), exact=exact)
                     yield made.then(_towards_zero, floored=True, unrounded=exact) if whole else made
 
@@ -552,6 +552,10 @@ class _Flow:
 
 def _down(x: Any) -> Any:
     return np.floor(x + CLOSE)
+
+
+def _divided(by: float) -> Computed:
+    return lambda x: x / by
 
 
 def _towards_zero(x: Any) -> Any:
