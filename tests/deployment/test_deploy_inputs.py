@@ -17,10 +17,10 @@ from trtship.cli.main import main
 from trtship.errors import GateError, InputError, SpecError
 from trtship.export.realistic import check_realistic
 from trtship.export.source import graph_from_source
-from trtship.input_files import source_of
+from trtship.input_files import ArraySource, source_of
 from trtship.input_values import InputDomain
 from trtship.sources import LoadedModel, SourceOptions, resolve
-from trtship.spec import ShapeRange
+from trtship.spec import ShapeRange, TensorSpec
 from trtship.verify.verdict import REL_L2_GIVEN
 
 NETS = '''
@@ -219,7 +219,7 @@ def exported(nets: str, name: str, folder: Path, **more: Any) -> Any:
     assert isinstance(model, LoadedModel)
     ranges = {"L": ShapeRange(min=2, opt=4, max=6)} if name in ("tame", "tokens") else {}
     report = graph_from_source(model, folder / "a.onnx", ranges=ranges, exporter="torchscript")
-    return check_realistic(model, folder / "a.onnx", report, ranges=ranges, **more)
+    return check_realistic(model, folder / "a.onnx", report, **more)
 
 
 def test_values_on_which_the_model_itself_gives_inf_are_narrowed(nets: str, tmp_path: Path) -> None:
@@ -233,6 +233,14 @@ def test_a_range_of_the_user_s_is_not_narrowed(nets: str, tmp_path: Path) -> Non
     wide = InputDomain(kind="uniform", low=0, high=999, origin="given", invented=False)
     with pytest.raises(InputError, match="fails on n of given"):
         exported(nets, "Exponent", tmp_path, domains={"n": wide})
+
+
+def test_rows_whose_sizes_the_model_refuses_are_the_user_s_mistake(nets: str, tmp_path: Path) -> None:
+    samples = ArraySource(np.zeros((2, 5), np.int64))
+    inputs = (TensorSpec(name="ids", shape=("B", "L"), dtype="int64"),)
+    given = samples.read(inputs, ranges={})
+    with pytest.raises(InputError, match="L=5"):
+        exported(nets, "tame", tmp_path, domains={}, samples=given, allowed=lambda sizes: sizes["L"] % 2 == 0)
 
 
 def test_verify_takes_inputs_of_its_own(tame: Path, tmp_path: Path) -> None:

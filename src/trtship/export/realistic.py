@@ -6,7 +6,7 @@ the test here: a model that fails on the values, or gives NaN, gets narrower one
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,7 +14,6 @@ import msgspec
 import numpy as np
 
 from trtship.errors import ExportMismatchError, InputError, TrtshipError
-from trtship.export.check import sizes_around
 from trtship.export.onnx import ExportReport
 from trtship.graphs.noise import fp32_gain
 from trtship.input_ranges import InputRanges, tried_inputs, with_input_ranges
@@ -34,6 +33,14 @@ NARROWER = (99.0, 9.0, 1.0)
 """The upper ends that are tried, one after the other, where whole numbers up to 999 make a model fail."""
 SAMPLE_ROWS = 32
 """Rows of the user's at each set of sizes that the export is checked on."""
+
+
+Allowed = Callable[[Mapping[str, int]], bool]
+"""Whether the model's own rules allow these sizes."""
+
+
+def _any_size(sizes: Mapping[str, int]) -> bool:
+    return True
 
 
 class DomainsOf(Protocol):
@@ -58,6 +65,7 @@ def checked_on_realistic(
     given: InputRanges,
     samples: Samples | None,
     ranges: Mapping[str, ShapeRange],
+    allowed: Allowed = _any_size,
 ) -> tuple[ExportReport, dict[str, InputDomain]]:
     """Return the report with the checks on realistic inputs, and what each input may hold.
 
@@ -69,6 +77,7 @@ def checked_on_realistic(
         given: The ranges of values that the user gave.
         samples: The user's rows.
         ranges: The range of each dynamic size.
+        allowed: The model's own rules on its sizes.
 
     Raises:
         ExportMismatchError, InputError: As `check_realistic`.
@@ -78,9 +87,7 @@ def checked_on_realistic(
     domains = with_input_ranges(
         domains_of(graph, model.inputs, ranges=ranges, preprocess=preprocess), model.inputs, given
     )
-    letter = batch_letter(model.inputs)
-    others = {name: one for name, one in ranges.items() if name != letter}
-    found = check_realistic(model, graph, report, domains=domains, samples=samples, ranges=others)
+    found = check_realistic(model, graph, report, domains=domains, samples=samples, allowed=allowed)
     real = "" if samples is None else samples.origin
     whole = msgspec.structs.replace(
         report,
@@ -104,9 +111,11 @@ def check_realistic(
     *,
     domains: Mapping[str, InputDomain],
     samples: Samples | None = None,
-    ranges: Mapping[str, ShapeRange],
+    allowed: Allowed = _any_size,
 ) -> Realistic:
-    """Compare the graph with the model on values of `domains` at the sizes of the export's check, and on `samples`.
+    """Compare the graph with the model on values of `domains`, and on `samples`, in batches of the export's size.
+
+    Other sizes are the affair of the export's own check, and of the reference.
 
     Args:
         model: What was exported.
@@ -114,56 +123,99 @@ def check_realistic(
         report: How it was made; its bound holds here as well.
         domains: What each input may hold.
         samples: The user's rows.
-        ranges: The range of each dynamic size but the batch's.
+        allowed: The model's own rules on its sizes.
 
     Returns:
         The domains, narrowed where the model itself fails on them, and the measures.
 
     Raises:
         ExportMismatchError: The graph is not the model on these inputs.
-        InputError: The model itself fails on the user's rows, or on values of a range that the user gave.
+        InputError: The model itself fails on the user's rows, or refuses their sizes, or fails on values of a range
+            that the user gave.
     """
-    inputs, outputs = model.inputs, report.outputs
+    inputs, outputs, traced = model.inputs, report.outputs, report.traced
+    trials = [trial for group in (samples.groups if samples else ()) for trial in _given(inputs, group, traced)]
+    for sizes, _ in trials:
+        if samples is not None and not allowed(sizes):
+            raise InputError(
+                f"{samples.origin}: rows of the sizes {_in_words(sizes)} cannot be used",
+                why="the model's own rules on its sizes refuse them",
+                do="leave these rows out",
+            )
     with OnnxRuntimeSession(graph) as session:
         if isinstance(model, LoadedGraph):
             session.inputs, session.outputs = inputs, outputs
-            settled = _settled(session, domains, report.traced)
-            for _, feeds in _of_samples(samples):
+            settled = _settled(session, domains, traced)
+            for _, feeds in trials:
                 _answers(session, feeds, samples)
             return Realistic(settled, ())
         original = TorchSession(model.module, inputs=inputs, outputs=outputs)
-        settled = _settled(original, domains, report.traced)
-        trials = [*_invented(inputs, settled, report, ranges), *_of_samples(samples)]
+        settled = _settled(original, domains, traced)
         checks: list[Measure] = []
-        for sizes, feeds in trials:
+        for sizes, feeds in [*_invented(inputs, settled, traced), *trials]:
             wanted = _answers(original, feeds, samples)
             checks += _compared(session, graph, sizes, feeds, wanted, bound=report.bound)
     return Realistic(settled, tuple(checks))
 
 
 Trial = tuple[dict[str, int], dict[str, Any]]
+"""Sizes, the batch's among them, and inputs."""
 
 
 def _invented(
-    inputs: Sequence[TensorSpec],
-    domains: Mapping[str, InputDomain],
-    report: ExportReport,
-    ranges: Mapping[str, ShapeRange],
-) -> Iterator[Trial]:
+    inputs: Sequence[TensorSpec], domains: Mapping[str, InputDomain], traced: Mapping[str, int]
+) -> list[Trial]:
+    """`ROWS` rows, in batches of the traced size; one batch where values depend on its size."""
     letter = batch_letter(inputs)
-    for index, sizes in enumerate(sizes_around(report.traced, ranges, batch=letter)):
-        full = {**sizes, letter: ROWS} if letter and not index else sizes
-        yield dict(full), random_inputs(inputs, full, seed=200 + index, domains=domains)
+    if letter is None or any(domain.size == letter for domain in domains.values()):
+        return [(dict(traced), random_inputs(inputs, traced, seed=200, domains=domains))]
+    rows = random_inputs(inputs, {**traced, letter: ROWS}, seed=200, domains=domains)
+    return _in_batches(inputs, rows, traced)
 
 
-def _of_samples(samples: Samples | None) -> Iterator[Trial]:
-    for group in samples.groups if samples is not None else ():
-        rows = max(len(a) if a.ndim else 1 for a in group.values())
-        if rows <= SAMPLE_ROWS or len({len(a) for a in group.values() if a.ndim}) > 1:
-            yield {}, dict(group)
-            continue
-        chosen = np.unique(np.linspace(0, rows - 1, SAMPLE_ROWS).round().astype(int))
-        yield {}, {name: np.ascontiguousarray(array[chosen]) for name, array in group.items()}
+def _given(inputs: Sequence[TensorSpec], group: Mapping[str, Any], traced: Mapping[str, int]) -> list[Trial]:
+    """At most `SAMPLE_ROWS` rows of one group, in batches of the traced size; of a fixed batch, whole batches."""
+    letter = batch_letter(inputs)
+    if letter is not None:
+        return _in_batches(inputs, group, traced, most=SAMPLE_ROWS)
+    size = max(1, int(inputs[0].shape[0])) if inputs[0].shape else 1
+    count = len(group[inputs[0].name]) // size if inputs[0].shape else 1
+    cut = [
+        {s.name: group[s.name][i * size : (i + 1) * size] if s.shape else group[s.name] for s in inputs}
+        for i in range(min(count, SAMPLE_ROWS))
+    ]
+    return [(_sizes_of(inputs, feeds), feeds) for feeds in cut]
+
+
+def _in_batches(
+    inputs: Sequence[TensorSpec], rows: Mapping[str, Any], traced: Mapping[str, int], *, most: int = ROWS
+) -> list[Trial]:
+    """Rows spread over all, the last batch filled up with the first ones; inputs without a batch stay whole."""
+    letter = batch_letter(inputs)
+    assert letter is not None
+    batched = [spec.name for spec in inputs if spec.shape and spec.shape[0] == letter]
+    count, size = len(rows[batched[0]]), traced[letter]
+    some = np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int))
+    some = np.concatenate([some, np.resize(some, -len(some) % size)])
+    found = []
+    for begin in range(0, len(some), size):
+        order = some[begin : begin + size]
+        feeds = {name: np.ascontiguousarray(a[order]) if name in batched else a for name, a in rows.items()}
+        found.append((_sizes_of(inputs, feeds), feeds))
+    return found
+
+
+def _sizes_of(inputs: Sequence[TensorSpec], feeds: Mapping[str, Any]) -> dict[str, int]:
+    return {
+        dimension: int(size)
+        for spec in inputs
+        for dimension, size in zip(spec.shape, feeds[spec.name].shape, strict=True)
+        if isinstance(dimension, str)
+    }
+
+
+def _in_words(sizes: Mapping[str, int]) -> str:
+    return ", ".join(f"{letter}={n}" for letter, n in sizes.items()) or "its only shape"
 
 
 def _answers(original: Session, feeds: Mapping[str, Any], samples: Samples | None) -> dict[str, Any]:
@@ -190,7 +242,7 @@ def _compared(
     *,
     bound: float,
 ) -> list[Measure]:
-    where = ", ".join(f"{letter}={n}" for letter, n in sizes.items()) or "the sizes of the given inputs"
+    where = _in_words(sizes)
     try:
         got = session.infer(feeds)
     except TrtshipError as error:
@@ -219,9 +271,7 @@ def _settled(
     original: Session, domains: Mapping[str, InputDomain], traced: Mapping[str, int]
 ) -> dict[str, InputDomain]:
     """The domains, each as wide as the model takes it. Raises InputError for a range that the user gave."""
-    inputs = original.inputs
-    letter = batch_letter(inputs)
-    sizes = {**traced, letter: ROWS} if letter else dict(traced)
+    inputs, sizes = original.inputs, traced
     found = {spec.name: domains.get(spec.name) or default_domain(spec) for spec in inputs}
     if not _fault(original, found, sizes):
         return found
@@ -267,11 +317,11 @@ def _narrower(spec: TensorSpec, domain: InputDomain) -> Iterator[InputDomain]:
 def _fault(original: Session, domains: Mapping[str, InputDomain], sizes: Mapping[str, int]) -> str:
     """Why the model cannot be compared on values of these domains; empty where it can."""
     try:
-        found = original.infer(random_inputs(original.inputs, sizes, seed=200, domains=domains))
+        found = [original.infer(feeds) for _, feeds in _invented(original.inputs, domains, sizes)]
     except Exception as error:  # the user's own code may raise anything
         why = error.why or error.what if isinstance(error, TrtshipError) else f"{type(error).__name__}: {error}"
         return f"the model fails ({why.strip().splitlines()[0][:200]})"
-    return "" if _finite(found) else "the model gives NaN or Inf"
+    return "" if all(map(_finite, found)) else "the model gives NaN or Inf"
 
 
 def _finite(outputs: Mapping[str, Any]) -> bool:
