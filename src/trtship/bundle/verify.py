@@ -23,7 +23,8 @@ from trtship.spec import classes_of
 from trtship.verify import Picture, Verdict
 from trtship.verify.folder import labelled_pictures
 from trtship.verify.gates import Gates
-from trtship.verify.verdict import COSINE, REL_L2, tried_on
+from trtship.verify.tried import tried_on
+from trtship.verify.verdict import COSINE, REL_L2
 
 
 def verify_bundle(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
@@ -79,25 +79,6 @@ class Verdict(Record, frozen=True):
     note: str = ""
     inputs: tuple[TriedInput, ...] = ()
     sizes: tuple[dict[str, int], ...] = ()
-
-
-def tried_on(
-    verdicts: Sequence[Verdict], inputs: Sequence[TriedInput], sizes: Mapping[str, int]
-) -> tuple[Verdict, ...]:
-    """Return the verdicts, with what those ran on that do not tell it yet.
-
-    Args:
-        verdicts: Of one bundle.
-        inputs: The values of the bundle's reference rows.
-        sizes: Its usual sizes, for checks that measured nothing.
-    """
-    found = []
-    for verdict in verdicts:
-        if verdict.state != "not run" and verdict.gate != TOP1_DROP and not verdict.inputs:
-            seen = list({tuple(sorted(m.sizes.items())): m.sizes for m in verdict.measures}.values())
-            verdict = msgspec.structs.replace(verdict, inputs=tuple(inputs), sizes=tuple(seen or [dict(sizes)]))
-        found.append(verdict)
-    return tuple(found)
 
 
 def not_run(subject: str, gate: str, reason: str) -> Verdict:
