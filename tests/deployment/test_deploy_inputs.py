@@ -290,3 +290,11 @@ def test_a_source_of_inputs_is_read_once(tmp_path: Path) -> None:
     source = source_of(iter([np.zeros((1, 4), np.int64)]))
     assert source is not None
     assert source.digest() == source.digest()
+
+
+def test_a_graph_that_somebody_brings_tells_its_ids_too(nets: str, tmp_path: Path) -> None:
+    graph = tmp_path / "tokens.onnx"
+    export = ["export", f"{nets}:tokens", "--exporter", "torchscript", "--size", "L=2:4:6", "--quiet", "-o", str(graph)]
+    assert main(export) == 0
+    with pytest.raises(GateError, match="graph fp16"):
+        trtship.deploy(str(graph), tmp_path / "a.trtship", precision="fp16", **SIZES)  # type: ignore[arg-type]
