@@ -52,7 +52,7 @@ def exported(
         warnings.simplefilter("ignore")
         torch.onnx.export(
             module.eval(), example, str(path), dynamo=False, opset_version=20,
-            input_names=[s.name for s in specs], output_names=["y"], dynamic_axes=axes,
+            input_names=[s.name for s in specs], output_names=["result"], dynamic_axes=axes,
         )  # fmt: skip
     return onnx_ir.load(path)
 
@@ -204,6 +204,21 @@ def test_numbers_that_nothing_bounds_say_that_they_are_invented(tmp_path: Path) 
     found = domains(lambda m, t: (t.float() * torch.arange(4)).cos(), ["t=Bx1:int64"], tmp_path)["t"]
     assert ends(found) == (0, 999)
     assert "invented" in found.origin
+
+
+def test_numbers_with_which_the_graph_compares_are_among_the_values(tmp_path: Path) -> None:
+    def kinds(m: Any, k: Any) -> Any:
+        return torch.where(k == 0, 1.0, torch.where(k == 1, 2.0, torch.where(k == 4, 3.0, 4.0)))
+
+    found = domains(kinds, ["k=B:int64"], tmp_path)["k"]
+    assert (found.kind, ends(found)) == ("uniform", (0, 5))
+    year = domains(lambda m, y: torch.where(y > 2000, 1.0, y.float()), ["y=B:int64"], tmp_path)["y"]
+    assert {1999.0, 2000.0, 2001.0} <= set(year.values)
+
+
+def test_grey_pictures_that_are_compared_with_0_are_bytes_still(tmp_path: Path) -> None:
+    found = domains(lambda m, x: torch.where(x == 0, 1.0, x.float()), ["x=Bx8x8:uint8"], tmp_path)["x"]
+    assert ends(found) == (0, 255)
 
 
 def test_numbers_that_the_graph_clips_keep_to_that(tmp_path: Path) -> None:

@@ -83,7 +83,8 @@ def _whole_numbers(spec: TensorSpec, found: Findings, ranges: Mapping[str, Shape
     if limits or parts:
         return _limited(spec, limits, parts, found, ranges)
     is_picture = len(spec.shape) >= 4 or (len(spec.shape) == 3 and spec.shape[-1] in (1, 3, 4))
-    if found.signals and not (spec.dtype in WHOLE and is_picture):
+    is_data = spec.dtype in WHOLE and len(spec.shape) >= 3
+    if found.signals and not is_data and not (found.signals == {"condition"} and found.values):
         return mask_domain()
     if "mask" in spec.name.lower() and not is_picture:
         return mask_domain()
@@ -94,7 +95,11 @@ def _whole_numbers(spec: TensorSpec, found: Findings, ranges: Mapping[str, Shape
     if found.soft is not None:
         low, high = (int(v) for v in found.soft)
         return _uniform(low, high, f"{low}..{high}, the range that the graph clips it to", found.values)
-    return _uniform(0, STEPS, f"0..{STEPS}, invented: nothing in the graph bounds it", found.values)
+    low, high = min([0, *map(int, found.values)]), max(map(int, found.values), default=0)
+    if found.signals:  # compared with several numbers, 0 and 1 among them: kinds
+        return _uniform(low, high, f"{low}..{high}, the numbers that it is compared with", found.values)
+    high = max(STEPS, high)
+    return _uniform(low, high, f"{low}..{high}, invented: nothing in the graph bounds it", found.values)
 
 
 def _limited(
