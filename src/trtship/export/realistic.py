@@ -87,6 +87,8 @@ def checked_on_realistic(
     domains = with_input_ranges(
         domains_of(graph, model.inputs, ranges=ranges, preprocess=preprocess), model.inputs, given
     )
+    if samples is not None:
+        _check_values(samples, domains)
     found = check_realistic(model, graph, report, domains=domains, samples=samples, allowed=allowed)
     real = "" if samples is None else samples.origin
     whole = msgspec.structs.replace(
@@ -160,6 +162,24 @@ def check_realistic(
 
 Trial = tuple[dict[str, int], dict[str, Any]]
 """Sizes, the batch's among them, and inputs."""
+
+
+def _check_values(samples: Samples, domains: Mapping[str, InputDomain]) -> None:
+    """Raise InputError for a row that indexes outside of a table."""
+    for name, domain in domains.items():
+        if not domain.strict or domain.size is not None or domain.parts:
+            continue
+        for group in samples.groups:
+            array = group[name]
+            outside = (array < domain.low) | (array > domain.high)
+            if outside.any():
+                place = np.argwhere(outside)[0]
+                where = f"row {place[0]} of {name} has" if array.ndim else f"{name} is"
+                raise InputError(
+                    f"{samples.origin}: {where} {array[tuple(place)]}, which the model cannot look up",
+                    why=f"its graph takes {domain.origin}",
+                    do="leave such rows out, or map what is unknown to an id of the table",
+                )
 
 
 def _invented(

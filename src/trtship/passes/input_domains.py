@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 from trtship.graphs.storage import load_graph
 from trtship.input_values import InputDomain, Part, is_floating
 from trtship.passes.input_floats import float_domain
-from trtship.passes.input_flow import Findings, Limit, follow
+from trtship.passes.input_flow import follow
+from trtship.passes.input_forms import Findings, Limit
 from trtship.preprocess import Preprocess
 from trtship.spec import ShapeRange, TensorSpec
 

@@ -4,91 +4,37 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from trtship.input_values import MAX_COVERED, is_floating
+from trtship.passes.input_forms import (
+    ROUNDINGS,
+    Findings,
+    Form,
+    Limit,
+    Place,
+    divided,
+    down,
+    special_rows,
+    towards_zero,
+)
 from trtship.passes.known import Known
 from trtship.spec import ShapeRange, TensorSpec
 
 if TYPE_CHECKING:
     import onnx_ir
 
-Place = tuple[int, int, int]
-"""Axis, start and stop of the part of an input that a form is of."""
-Key = tuple[str, Place | None]
-Computed = Callable[[Any], Any]
-"""From elements of an input, as an array of floats, to those of a tensor."""
-
 MOVES = frozenset(
     {"Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Expand", "Tile", "Transpose", "Dropout", "Pad",
      "ReduceMax", "ReduceMin", "CastLike", "Compress", "DepthToSpace", "SpaceToDepth"}
 )  # fmt: skip
 ORDERS = frozenset({"Less", "Greater", "LessOrEqual", "GreaterOrEqual"})
-SPECIAL_ROWS = 4
-"""Rows of a table whose largest numbers are the largest: these are drawn whatever the seed."""
 ADDITIVE = 100.0
 """Multiplied by so much or more, 1 - mask is added to scores to hide what is masked: -1e4, -1e9."""
-
-
-@dataclass(frozen=True)
-class Limit:
-    """What one operator asks of an input's elements: `low` to `high`. Where `size` is a dynamic size's letter, the end
-    is that size plus `offset`, and `high` the end at the least size. `values` are special, `text` says what it is;
-    `strict` that other values are an error."""
-
-    low: float
-    high: float
-    text: str
-    size: str | None = None
-    offset: int = 0
-    values: tuple[float, ...] = ()
-    part: Place | None = None
-    strict: bool = True
-
-
-@dataclass
-class Findings:
-    """What was found of one input: `limits` that its elements must keep, `soft` the range to which the graph clips
-    them, `values` with which it compares them, and `signals` that it is a mask."""
-
-    limits: list[Limit] = field(default_factory=list)
-    soft: tuple[float, float] | None = None
-    values: list[float] = field(default_factory=list)
-    signals: set[str] = field(default_factory=set)
-
-    @property
-    def is_additive_mask(self) -> bool:
-        """Whether the graph adds 1 - x, many times enlarged, to something."""
-        return "additive" in self.signals
-
-
-@dataclass(frozen=True)
-class Form:
-    """A tensor whose elements are sum(coefficient * element of an input) + a constant from `low` to `high`.
-
-    `floored` says that it was rounded down since, `plain` that it has the input's own shape still, `column` which
-    element of the last axis of a concatenation it is. `exact` computes it from elements of its one input, roundings
-    included, where that is known, and `unrounded` is that before a division rounded towards zero.
-    """
-
-    terms: tuple[tuple[Key, float], ...]
-    low: float = 0.0
-    high: float = 0.0
-    floored: bool = False
-    plain: bool = True
-    column: int | None = None
-    exact: Computed | None = None
-    unrounded: Computed | None = None
-
-    def then(self, step: Computed, **changes: Any) -> Form:
-        """Return the form changed, its elements by one more step."""
-        before = self.exact
-        exact = None if before is None else (lambda x: step(before(x)))
-        return replace(self, exact=exact, **{"unrounded": None, **changes})
 
 
 def follow(model: onnx_ir.Model, inputs: Sequence[TensorSpec], ranges: Mapping[str, ShapeRange]) -> dict[str, Findings]:
@@ -182,7 +128,7 @@ class _Flow:
     def _indexes(self, indices: onnx_ir.Value | None, data: onnx_ir.Value | None, axis: int) -> None:
         if indices not in self._forms or data is None:
             return
-        rows = _special_rows(data, axis) if any(True for _ in self._single(indices)) else ()
+        rows = special_rows(data, axis) if any(True for _ in self._single(indices)) else ()
         name = (
             "the whole table of " + data.name if data.const_value is not None and data.name else "all that it indexes"
         )
@@ -395,7 +341,7 @@ class _Flow:
             whole = node.attributes.get_int("to", 0) in (2, 3, 4, 5, 6, 7, 12, 13)
             for form in self._of(first):
                 is_whole = float(form.low).is_integer() and all(float(c).is_integer() for _, c in form.terms)
-                yield form.then(_towards_zero, floored=True) if whole and not is_whole else form
+                yield form.then(towards_zero, floored=True) if whole and not is_whole else form
         elif kind in ("Floor", "Ceil", "Round", "Relu", "Clip", "Min", "Max", "Abs", "Trilu"):
             for value in inputs if kind in ("Min", "Max") else inputs[:1]:
                 rounded = ROUNDINGS.get(kind)
@@ -482,9 +428,9 @@ class _Flow:
                 else:
                     dtype = self._least.dtype(node.outputs[0])
                     whole = dtype is not None and dtype.kind in "iu"
-                    exact = form.then(_divided(number)).exact
+                    exact = form.then(divided(number)).exact
                     made = replace(self._scaled(form, 1 / number), exact=exact)
-                    yield made.then(_towards_zero, floored=True, unrounded=exact) if whole else made
+                    yield made.then(towards_zero, floored=True, unrounded=exact) if whole else made
 
     def _chosen(self, node: onnx_ir.Node) -> Iterator[Form]:
         """Either branch; of two branches that differ by a constant, one.
@@ -500,8 +446,8 @@ class _Flow:
                     best[form.terms] = form
                 elif abs(form.high - before.high) == 1 and (form.floored or before.floored):
                     larger = max(form, before, key=lambda one: one.high)
-                    down = None if larger.unrounded is None else replace(larger, exact=larger.unrounded).then(_down)
-                    best[form.terms] = larger if down is None else down
+                    rounded = None if larger.unrounded is None else replace(larger, exact=larger.unrounded).then(down)
+                    best[form.terms] = larger if rounded is None else rounded
                 elif abs(form.high) < abs(before.high):
                     best[form.terms] = form
         yield from best.values()
@@ -548,38 +494,3 @@ class _Flow:
             return None
         start, stop = (min(max(v + shape[axis] if v < 0 else v, 0), shape[axis]) for v in (start, stop))
         return axis, start, stop
-
-
-def _down(x: Any) -> Any:
-    return np.floor(x + CLOSE)
-
-
-def _divided(by: float) -> Computed:
-    return lambda x: x / by
-
-
-def _towards_zero(x: Any) -> Any:
-    return np.trunc(x + np.copysign(CLOSE, x))
-
-
-ROUNDINGS: dict[str, Computed] = {"Floor": _down, "Ceil": lambda x: np.ceil(x - CLOSE), "Round": np.round}
-CLOSE = 1e-9
-"""What a quotient of whole numbers may be off by, as a float."""
-
-
-def _named(data: onnx_ir.Value) -> str:
-    is_table = data.const_value is not None and bool(data.name)
-    return f"the whole table of {data.name}" if is_table else "all that it indexes"
-
-
-def _special_rows(data: onnx_ir.Value, axis: int) -> tuple[int, ...]:
-    """Return the rows of a constant table with the largest magnitudes, and the one with the least."""
-    if data.const_value is None or data.is_graph_input():
-        return ()
-    table = data.const_value.numpy()
-    if table.dtype.kind not in "fiu" or not table.size or not -table.ndim <= axis < table.ndim:
-        return ()
-    rows = np.moveaxis(table, axis, 0).reshape(table.shape[axis], -1)
-    size = np.maximum(rows.max(axis=1).astype(np.float64), -rows.min(axis=1).astype(np.float64))
-    order = np.argsort(np.where(np.isnan(size), -1.0, size), kind="stable")
-    return tuple(int(row) for row in dict.fromkeys([*order[::-1][:SPECIAL_ROWS], order[0]]))
