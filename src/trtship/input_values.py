@@ -15,6 +15,18 @@ MAX_COVERED = 1 << 20
 Kind = Literal["normal", "uniform", "mask"]
 
 
+class Part(Record, frozen=True):
+    """Whole numbers from `low` to `high` at the places `start` to `stop` - 1 of one axis: a column that indexes a table
+    of its own. `values` come first, as in `InputDomain`."""
+
+    axis: int
+    start: int
+    stop: int
+    low: float
+    high: float
+    values: tuple[float, ...] = ()
+
+
 class InputDomain(Record, frozen=True):
     """The values that one input may hold, and how to draw them.
 
@@ -26,6 +38,8 @@ class InputDomain(Record, frozen=True):
 
     `values` come first in each draw: the edges, the rows of a table with the largest numbers. Where `size` is the
     letter of a dynamic size, the upper end is that size plus `offset`, and `high` is its value at the least size.
+    `parts` have ranges of their own; `low` to `high` is then what is right at every place. `strict` says that the model
+    fails on other values: they lie outside of a table that it indexes.
     `origin` says where the domain is from, for people. `invented` is False where the user gave the range.
     """
 
@@ -37,11 +51,21 @@ class InputDomain(Record, frozen=True):
     size: str | None = None
     offset: int = 0
     invented: bool = True
+    parts: tuple[Part, ...] = ()
+    strict: bool = False
 
     def bounds(self, sizes: Mapping[str, int]) -> tuple[float, float]:
         """Return the least and the largest value at these sizes of the dynamic dimensions."""
         high = self.high if self.size is None or self.size not in sizes else float(sizes[self.size] + self.offset)
         return self.low, max(self.low, high)
+
+
+class TriedInput(Record, frozen=True):
+    """What one input held in the checks: `values` in words, and whether trtship invented them."""
+
+    name: str
+    values: str
+    invented: bool
 
 
 def is_floating(dtype: str) -> bool:
@@ -94,33 +118,43 @@ def _draw(
     low, high = domain.bounds(sizes)
     if domain.kind == "mask":
         return _mask(shape, low, high, rng).astype(spec.dtype)
+    if not is_floating(spec.dtype):
+        drawn = _whole_numbers(int(low), int(high), shape, rng, first=(low, high, *domain.values))
+        for part in domain.parts:
+            place = drawn[(slice(None),) * part.axis + (slice(part.start, part.stop),)]
+            place[...] = _whole_numbers(int(part.low), int(part.high), place.shape, rng, first=part.values)
+        return drawn.astype(spec.dtype)
     if domain.kind == "normal":
-        drawn = rng.standard_normal(shape, dtype=np.float32)
-    elif is_floating(spec.dtype):
-        drawn = (low + (high - low) * rng.random(shape)).astype(np.float64)
-    else:
-        drawn = _whole_numbers(int(low), int(high), shape, rng)
-    first = [v for v in domain.values if domain.kind == "normal" or low <= v <= high]
-    flat = drawn.reshape(-1)
-    flat[: len(first)] = first[: flat.size]
-    return drawn.astype(spec.dtype)
+        return rng.standard_normal(shape, dtype=np.float32).astype(spec.dtype)
+    floats = low + (high - low) * rng.random(shape)
+    first = [v for v in domain.values if low <= v <= high]
+    floats.reshape(-1)[: len(first)] = first[: floats.size]
+    return np.clip(floats.astype(spec.dtype), low, high).astype(spec.dtype)
 
 
-def _whole_numbers(low: int, high: int, shape: tuple[int, ...], rng: np.random.Generator) -> Any:
-    """Return numbers of `low` to `high`: all of them once, then all of them again in another order, and so on.
+def _whole_numbers(
+    low: int, high: int, shape: tuple[int, ...], rng: np.random.Generator, *, first: Sequence[float] = ()
+) -> Any:
+    """Return numbers of `low` to `high`: all of them once, `first` before the others, then all of them again in another
+    order, and so on.
 
     Where a row has fewer places than there are numbers, the first pass is spread: any few rows have numbers of all
     parts of the range.
     """
     count, span = int(np.prod(shape, dtype=np.int64)), high - low + 1
+    ahead = np.array(list(dict.fromkeys(int(v) for v in first if low <= v <= high)), dtype=np.int64)
     if span > MAX_COVERED:
-        return rng.integers(low, high, size=shape, dtype=np.int64, endpoint=True)
+        found = rng.integers(low, high, size=count, dtype=np.int64, endpoint=True)
+        found[: ahead.size] = ahead[:count]
+        return found.reshape(shape)
     found = np.empty(count, dtype=np.int64)
     places = count // shape[0] if shape and shape[0] else count
     for begin in range(0, count, span):
         part = found[begin : begin + span]
-        order = _spread_order(span, rng) if begin == 0 and places < span else rng.permutation(span)
-        part[:] = low + order[: part.size]
+        order = low + (_spread_order(span, rng) if begin == 0 and places < span else rng.permutation(span))
+        if begin == 0 and ahead.size:
+            order = np.concatenate([ahead, order[~np.isin(order, ahead)]])
+        part[:] = order[: part.size]
     return found.reshape(shape)
 
 

@@ -62,7 +62,7 @@ def test_the_digits_are_deployed_in_8_bits_and_checked_on_real_pictures(precisio
 
 
 def test_without_pictures_it_says_so_before_any_work(tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match="needs pictures to calibrate on"):
+    with pytest.raises(SpecError, match="needs inputs to calibrate on"):
         trtship.deploy(SOURCE, tmp_path / "x.trtship", checkpoint=CHECKPOINT, precision="int8")
     with pytest.raises(ImageError, match="holds no picture"):
         trtship.deploy(SOURCE, tmp_path / "x.trtship", checkpoint=CHECKPOINT, precision="fp8", calib_dir=tmp_path)

@@ -90,7 +90,7 @@ def test_an_unknown_flag_is_an_error_as_json_too(work: Workplace, verb: str) -> 
 def test_deploy_tells_its_result_as_json_and_its_progress_on_stderr(work: Workplace, deployed: Path) -> None:
     done = work.run("deploy", "model.py:small", *QUICK, "-o", "again.trtship", "--json")
     assert done.code == 0, done.err
-    assert set(done.json) == {"bundle", "up_to_date", "changed", "stages", "verdicts", "seconds", "choice"}
+    assert set(done.json) == {"bundle", "up_to_date", "changed", "stages", "verdicts", "seconds", "choice", "inputs"}
     assert done.json["choice"] is None
     assert {frozenset(s) for s in done.json["stages"]} == {
         frozenset({"name", "cached", "seconds", "changed", "did", "made_in"})
@@ -99,7 +99,8 @@ def test_deploy_tells_its_result_as_json_and_its_progress_on_stderr(work: Workpl
         "export", "original", "simplify", "optimize", "precision", "build", "verify"
     ]  # fmt: skip
     assert set(done.json["verdicts"][0]) == {
-        "subject", "gate", "state", "reason", "runtime", "bound", "worst", "measures", "evaluation", "note"
+        "subject", "gate", "state", "reason", "runtime", "bound", "worst", "measures", "evaluation", "note",
+        "inputs", "sizes",
     }  # fmt: skip
     assert "load model.py:small" in done.err
     assert "error" not in done.err
@@ -123,6 +124,7 @@ def test_inspect_tells_its_result_as_json(work: Workplace, deployed: Path) -> No
         "schema", "seal", "name", "created", "versions", "machine", "source", "precision", "inputs", "outputs",
         "plan_inputs", "plan_outputs", "ranges", "preprocess", "labels", "graph", "precision_graph", "plan", "family",
         "family_version", "reference_sizes", "bounds", "max_drop", "verdicts", "recipe", "files", "profiles", "gates",
+        "tried",
     }  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from trtship.bench.build import Builders, builds_on_gpu
 from trtship.bench.field import Field
@@ -13,12 +14,17 @@ from trtship.bench.race import race
 from trtship.bench.report import BenchReport
 from trtship.bench.timing import ROUNDS
 from trtship.bundle.bundle import Bundle
+from trtship.bundle.given_inputs import reference_of, rows_given
 from trtship.errors import DeviceError, SpecError
 from trtship.files import temporary_folder
 from trtship.gpu import list_gpus
+from trtship.input_files import source_of
+from trtship.input_samples import rows_of
 from trtship.progress import SILENT, Progress
+from trtship.session.torch import TorchSession
 from trtship.sources import LoadedModel
 from trtship.sources.options import SourceOptions
+from trtship.verify import Reference
 
 WITHIN = 1800.0
 
@@ -35,6 +41,7 @@ def bench(
     within: float = WITHIN,
     together: bool = False,
     rounds: int = ROUNDS,
+    inputs: Any = None,
     device: str = "cuda",
     progress: Progress = SILENT,
 ) -> BenchReport:
@@ -45,7 +52,8 @@ def bench(
     own, a peer in `peer_paths` with that folder ahead on its import path.
     `within` is how many seconds the preparation may take: see `prepare_all`. One batch is prepared and timed after the
     other; `together` prepares all of them first, which is quicker and takes the memory of all at once.
-    `device="cpu"` is for trying this out.
+    `inputs` are real inputs, as `trtship.deploy` takes them, on which all are timed and compared with `original`
+    (default: the bundle's reference rows). `device="cpu"` is for trying this out.
 
     Raises DeviceError without a GPU, SpecError for an unknown peer or variant; a peer that fails is a row with its
     reason.
@@ -58,8 +66,18 @@ def bench(
             "no NVIDIA GPU here", why="timings of a GPU need one", do="run it on the machine with the GPU"
         )
     m = bundle.manifest
+    reference = _given(bundle, original, inputs)
     with temporary_folder("trtship-bench-") as folder, closing(Builders(m.family)) as builders:
-        field = Field(bundle, original, options, builders=builders, builds=builds, folder=folder, progress=progress)
+        field = Field(
+            bundle,
+            original,
+            options,
+            builders=builders,
+            builds=builds,
+            folder=folder,
+            reference=reference,
+            progress=progress,
+        )
         heats = [field.heat(batch, peers, variants, paths) for batch in batches]
         outcomes = race(
             [heats] if together else [[heat] for heat in heats],
@@ -78,6 +96,20 @@ def bench(
         states=tuple(state for outcome in outcomes for state in outcome.states),
         rows=tuple(row for outcome in outcomes for row in outcome.rows),
     )
+
+
+def _given(bundle: Bundle, original: LoadedModel, inputs: Any) -> Reference | None:
+    """The user's rows of the sizes of which there are most, with what the original makes of them; None without any.
+
+    Raises InputError, ImageError.
+    """
+    source, m = source_of(inputs), bundle.manifest
+    if source is None:
+        return None
+    samples = source.read(m.inputs, ranges=m.ranges, preprocess=m.preprocess)
+    feeds = max(rows_given(samples, m.inputs), key=lambda rows: rows_of(rows, m.inputs))
+    with TorchSession(original.module, inputs=m.inputs, outputs=m.outputs) as session:
+        return reference_of(session, feeds, m.inputs)
 
 
 def _checked_paths(paths: Mapping[str, Path], peers: Mapping[str, Peer]) -> dict[str, Path]:

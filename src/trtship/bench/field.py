@@ -31,10 +31,14 @@ OURS = "trtship"
 OWN_PLAN = f"{OURS}, the bundle's plan"
 
 
-def work_of(bundle: Bundle, options: SourceOptions | None, folder: Path, *, graph: Path) -> Work:
-    """A bundle for the workers; its reference rows go into `folder`. `graph` is a private copy of its graph."""
+def work_of(
+    bundle: Bundle, options: SourceOptions | None, folder: Path, *, graph: Path, reference: Reference | None = None
+) -> Work:
+    """A bundle for the workers; the reference rows, the bundle's own unless others are given, go into `folder`. `graph`
+    is a private copy of its graph."""
     m = bundle.manifest
-    bundle.reference().cases[0].save(folder)  # timed at the usual sizes
+    rows = (bundle.reference() if reference is None else reference).cases[0]  # timed at the usual sizes
+    rows.save(folder)
     return Work(
         source=options,
         inputs=m.inputs,
@@ -42,7 +46,7 @@ def work_of(bundle: Bundle, options: SourceOptions | None, folder: Path, *, grap
         precision=m.precision,
         graph=str(graph.absolute()),
         reference=str(folder),
-        sizes=m.reference_sizes,
+        sizes=rows.sizes,
     )
 
 
@@ -79,15 +83,16 @@ class Field:
         builders: Builders,
         builds: int,
         folder: Path,
+        reference: Reference | None = None,
         progress: Progress,
     ) -> None:
         self._bundle, self._original, self._builders, self._builds = bundle, original, builders, builds
         self._folder, self._progress = folder, progress
-        self._reference = bundle.reference()
+        self._reference = bundle.reference() if reference is None else reference
         own = folder / "graph"
         own.mkdir()
         self._graph = copy_graph(bundle, bundle.manifest.precision_graph, own)
-        self._work = work_of(bundle, options, folder / "reference", graph=self._graph)
+        self._work = work_of(bundle, options, folder / "reference", graph=self._graph, reference=self._reference)
         self._own = folder / "bundle.plan"
         self._own.write_bytes(bundle.read(bundle.manifest.plan))
         self._promised: list[tuple[int, Path | None, list[Future[PlanFile]]]] = []

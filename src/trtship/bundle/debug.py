@@ -13,12 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
 from trtship.bundle.bundle import Bundle
 from trtship.bundle.debug_cases import Case, cases_of
+from trtship.bundle.given_inputs import given_cases
 from trtship.bundle.graph_files import graph_session, private_graphs
 from trtship.bundle.room import require_room
 from trtship.bundle.runtime import open_session
@@ -83,6 +84,7 @@ def debug_bundle(
     *,
     reference: str | Path | None = None,
     output: str | Path | None = None,
+    inputs: Any = None,
     family: str | None = None,
     device: int = 0,
     width: int = WIDTH,
@@ -91,6 +93,7 @@ def debug_bundle(
 ) -> DebugReport:
     """Find the first tensor at which what is in the bundle leaves the original, and the node to blame.
 
+    `inputs` are real inputs, as `trtship.deploy` takes them, which are looked at before the bundle's own rows.
     `reference` is an fp32 ONNX graph of the same model that is right, for when the bundle's own is not. With `output`,
     a new folder gets the smallest graph that shows the fault, its inputs, and a text for a bug report. One run of the
     subject keeps at most `width` tensors, of at most `memory` bytes together.
@@ -104,6 +107,7 @@ def debug_bundle(
     require_room(opened)
     with private_graphs(opened) as graph:
         job = _Job(opened, graph, reference, family, device, width, memory, progress)
+        job.given = given_cases(opened, inputs)
         findings: list[Finding] = []
         for step in job.steps():
             findings.append(step())
@@ -134,6 +138,7 @@ class _Job:
         self._has_own = reference is None
         self.reference = self._graph if reference is None else self._prepared(Path(reference))
         self.against = f"{bundle.folder / m.graph}" if reference is None else str(reference)
+        self.given: tuple[Case, ...] = ()
         self._found: tuple[Search, Callable[[onnx_ir.Model], Suspect]] | None = None
 
     def steps(self) -> Iterator[Callable[[], Finding]]:
@@ -178,7 +183,7 @@ class _Job:
         model = self._graph if name == self.m.graph else typed(self._path(name))
         suspect = GraphRuns(model, precision)
         with self.progress.stage("search", f"{subject}, {len(model.graph)} nodes"):
-            for case in cases_of(self.bundle):
+            for case in (*self.given, *cases_of(self.bundle)):
                 search = self._search(suspect, case)
                 located = search.locate()
                 if located is not None:
@@ -201,7 +206,7 @@ class _Job:
             return Finding(subject=PLAN, state="not run", reason=f"{error.what}: {error.why}")
         with own, self.progress.stage("search", PLAN):
             suspect = self._plan_runs(typed(self._path(m.precision_graph)), whole=True)
-            for case in cases_of(self.bundle):
+            for case in (*self.given, *cases_of(self.bundle)):
                 search = self._search(suspect, case)
                 try:
                     if search.is_right(run_on(own, case.feeds)):

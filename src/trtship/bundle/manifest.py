@@ -16,6 +16,7 @@ import msgspec
 from trtship.bundle.limits import check_manifest, check_manifest_size
 from trtship.errors import BundleCorruptError, BundleSchemaError
 from trtship.gpu import Gpu
+from trtship.input_values import TriedInput
 from trtship.preprocess import Preprocess
 from trtship.sources.options import SourceOptions
 from trtship.spec import Precision, Record, ShapeRange, TensorSpec, as_plain, to_json
@@ -52,7 +53,7 @@ class Manifest(Record, frozen=True):
     are relative to the bundle. `profiles` are the batch sizes that the plan has kernels of their own for. `files` maps
     every file but the manifest to its SHA-256. `recipe` is everything that the bundle was made from, `bounds` the
     derived gate on relative L2 for each subject, `max_drop` the gate on top-1, in points, `gates` those that the user
-    set.
+    set. `tried` are the values that the checks ran on; bundles of earlier versions do not tell them.
     """
 
     schema: int
@@ -83,6 +84,7 @@ class Manifest(Record, frozen=True):
     files: dict[str, str]
     profiles: tuple[int, ...]
     gates: Gates
+    tried: tuple[TriedInput, ...] = ()
 
 
 def seal(manifest: Manifest) -> bytes:

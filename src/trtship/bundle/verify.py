@@ -8,20 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from trtship.bundle.bundle import Bundle
+from trtship.bundle.given_inputs import given_verdicts
 from trtship.bundle.names import MANIFEST
 from trtship.bundle.room import require_room
 from trtship.bundle.subjects import Checks, subjects_of
 from trtship.bundle.top1 import originals_of
 from trtship.files import check_writable
+from trtship.input_files import Samples, source_of
 from trtship.progress import SILENT, Progress
 from trtship.spec import classes_of
 from trtship.verify import Picture, Verdict
 from trtship.verify.folder import labelled_pictures
 from trtship.verify.gates import Gates
+from trtship.verify.tried import tried_on
 from trtship.verify.verdict import COSINE, REL_L2
 
 
@@ -32,6 +36,7 @@ def verify_bundle(
     fp64: bool = False,
     max_rel_l2: float | None = None,
     min_cosine: float | None = None,
+    inputs: Any = None,
     family: str | None = None,
     device: int = 0,
     record: bool = True,
@@ -44,19 +49,25 @@ def verify_bundle(
     the pictures that the bundle was evaluated on when it was made, since the original is not here to be asked. With
     `fp64` against the original's outputs in float64 as well, which the bundle carries. `max_rel_l2` takes the place of
     the derived bound on relative L2 (not of the fp32 graph's, where it is larger), `min_cosine` is one more gate.
+    `inputs` are real inputs, as `trtship.deploy` takes them: what the bundle makes of them is held against its fp32
+    graph, run by onnxruntime, since the original is not here.
 
-    Raises BundleError (and subclasses), ImageError, SpecError; a gate that fails is a verdict, not an error.
+    Raises BundleError (and subclasses), ImageError, InputError, SpecError; a gate that fails is a verdict, and no
+    error.
     """
     gates = Gates(max_rel_l2=max_rel_l2, min_cosine=min_cosine)
     gates.check()
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle, progress=progress)
     if record:
         check_writable(opened.folder / MANIFEST, do="--no-record only shows the verdicts, or mend its permissions")
+    source, m = source_of(inputs), opened.manifest
+    samples = None if source is None else source.read(m.inputs, ranges=m.ranges, preprocess=m.preprocess)
     fresh = check_bundle(
         opened,
         eval_dir=None if eval_dir is None else Path(eval_dir),
         fp64=fp64,
         gates=gates,
+        samples=samples,
         family=family,
         device=device,
         progress=progress,
@@ -112,9 +123,11 @@ def check_bundle(
     family: str | None = None,
     device: int = 0,
     known: Sequence[Verdict] = (),
+    samples: Samples | None = None,
     progress: Progress = SILENT,
 ) -> tuple[Verdict, ...]:
-    """The verdicts of this machine alone, and nothing written. `gates` stand before the bundle's own.
+    """The verdicts of this machine alone, and nothing written. `gates` stand before the bundle's own; `samples` are
+    further inputs to run.
 
     `known` are verdicts of another bundle with the same fp32 graph, reference and pictures. Where all of that graph's
     passed, by bounds no wider than this bundle's, they are taken as they are.
@@ -133,6 +146,6 @@ def check_bundle(
         progress=progress,
     )
     with subjects_of(bundle, family=family, device=device, progress=progress) as subjects:
-        return tuple(
-            verdict for subject in subjects for verdict in checks.standing(subject, known) or checks.of(subject)
-        )
+        found = [verdict for subject in subjects for verdict in checks.standing(subject, known) or checks.of(subject)]
+        found += given_verdicts(bundle, samples, subjects, gates=checks.gates, progress=progress) if samples else []
+    return tried_on(found, m.tried, m.reference_sizes)

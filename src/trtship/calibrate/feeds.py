@@ -13,6 +13,7 @@ import numpy as np
 
 from trtship.errors import ImageError, InputError
 from trtship.files import sha256_of
+from trtship.input_samples import Samples, rows_of
 from trtship.pictures import is_picture_name
 from trtship.preprocess import Preprocess, preprocess_images
 from trtship.spec import TensorSpec, batch_letter
@@ -85,6 +86,38 @@ def feeds_of_arrays(
         return {s.name: np.ascontiguousarray(arrays[s.name][chosen[begin:end]]).astype(s.dtype) for s in inputs}
 
     return _feeds(source, len(chosen), inputs, load)
+
+
+def feeds_of_samples(samples: Samples, inputs: Sequence[TensorSpec]) -> Feeds:
+    """The user's own rows, those of equal sizes together."""
+    return _FeedsOfGroups([_feeds_of_group(samples.origin, group, inputs) for group in samples.groups])
+
+
+def _feeds_of_group(source: str, group: Mapping[str, Array], inputs: Sequence[TensorSpec]) -> Feeds:
+    """An input whose first dimension is not the batch goes into each batch as it is."""
+    batch = batch_letter(inputs)
+    whole = {s.name for s in inputs if batch is not None and (not s.shape or s.shape[0] != batch)}
+
+    def load(begin: int, end: int) -> Mapping[str, Array]:
+        return {s.name: group[s.name] if s.name in whole else group[s.name][begin:end] for s in inputs}
+
+    return _feeds(source, rows_of(group, inputs), inputs, load)
+
+
+class _FeedsOfGroups(Feeds):
+    """The batches of several feeds, one after the other."""
+
+    def __init__(self, groups: Sequence[Feeds]) -> None:
+        one = groups[0]
+        rows = sum(group.rows for group in groups)
+        super().__init__(source=one.source, rows=rows, batch=one.batch, fixed=one.fixed, load=one.load)
+        object.__setattr__(self, "groups", tuple(groups))
+
+    groups: Sequence[Feeds]
+
+    def __iter__(self) -> Iterator[Mapping[str, Array]]:
+        for group in self.groups:
+            yield from group
 
 
 def feed_files(root: Path) -> list[Path]:

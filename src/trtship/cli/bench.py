@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from trtship.cli.options import positive
+from trtship.cli.options import add_inputs, positive
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -56,6 +56,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="prepare all batches before the first is timed: quicker, and takes the memory of all at once",
     )
+    add_inputs(
+        parser,
+        what="inputs to time and compare on, as an .npz or .safetensors file, a folder of .npy files or of pictures; "
+        "may be repeated (default: the bundle's reference rows)",
+    )
     parser.add_argument("--plot", metavar="FILE", help="write throughput against batch as an SVG")
     parser.add_argument("--record", action="store_true", help="keep the result in the bundle, and in its report")
 
@@ -91,6 +96,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         peer_paths=paths,
         within=within,
         together=arguments.together,
+        inputs=arguments.inputs,
         progress=console.progress,
     )
     if arguments.record:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from trtship.cli.options import add_inputs
+
 if TYPE_CHECKING:
     from trtship.bundle.debug import DebugReport
     from trtship.cli.console import Console
@@ -27,6 +29,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--reference", metavar="FILE", help="an fp32 .onnx of the same model to hold the bundle against, such as a new "
         "export (default: the bundle's own fp32 graph)"
     )  # fmt: skip
+    add_inputs(
+        parser,
+        what="further inputs to look at, before the bundle's own: an .npz or .safetensors file, a folder of .npy files "
+        "or of pictures; may be repeated",
+    )
     parser.add_argument("--width", default="8", metavar="N", help="tensors that one run keeps, at most (default: 8)")
     parser.add_argument("--memory", default="256", metavar="MIB", help="and what they may take (default: 256)")
     parser.add_argument("--family", metavar="NAME", help="tensorrt or tensorrt_rtx (default: the bundle's)")
@@ -50,6 +57,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         arguments.bundle,
         reference=arguments.reference,
         output=arguments.output,
+        inputs=arguments.inputs,
         family=arguments.family,
         device=arguments.device,
         width=width,

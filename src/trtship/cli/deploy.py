@@ -5,7 +5,16 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from trtship.cli.options import add_build, add_export, add_output, add_passes, add_quantization, add_search, add_source
+from trtship.cli.options import (
+    add_build,
+    add_export,
+    add_inputs,
+    add_output,
+    add_passes,
+    add_quantization,
+    add_search,
+    add_source,
+)
 
 if TYPE_CHECKING:
     from trtship.cli.console import Console
@@ -24,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_build(parser, auto=True)
     add_search(parser)
     add_quantization(parser)
+    add_inputs(parser, ranges=True)
     parser.add_argument("--labels", metavar="FILE", help="the classes' names, one a line")
     parser.add_argument("--why", action="store_true", help="tell of each stage what changed since its last run")
     parser.add_argument(
@@ -62,6 +72,8 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
             quantize=arguments.quantize,
             candidates=arguments.candidates,
             time_budget=arguments.time_budget,
+            input_files=arguments.inputs,
+            input_ranges=arguments.input_range,
         ),
         arguments.output,
         force=arguments.force,
@@ -72,7 +84,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     if console.json:
         return 0
     from trtship.cli.candidates import show_choice
-    from trtship.cli.tables import table, verdict_table
+    from trtship.cli.tables import on_inputs, table, verdict_table
 
     if arguments.why:
         rows = [
@@ -88,8 +100,9 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     if result.choice is not None:
         show_choice(result.choice, console)
     console.print(verdict_table(result.verdicts))
+    inputs = on_inputs(result.inputs)
     if result.up_to_date:
-        console.print(f"up to date, nothing was done: {result.bundle}")
+        console.print(f"up to date, nothing was done: {result.bundle}{inputs}")
     else:
-        console.print(f"bundle: {result.bundle}  ({result.seconds:.1f} s)")
+        console.print(f"bundle: {result.bundle}  ({result.seconds:.1f} s){inputs}")
     return 0

@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING
 from trtship.cli.options import add_trust
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from trtship.bundle import Bundle
     from trtship.cli.console import Console
+    from trtship.input_values import TriedInput
 
 HELP = "show what is in a bundle, how it was made, and every verdict"
 EXAMPLE = "trtship inspect swin.trtship"
@@ -68,6 +71,12 @@ def _files(bundle: Bundle) -> list[tuple[str, str, str]]:
     return [*shown, (f"and {left} more", "", "")] if left else shown
 
 
+def _inputs_tried(inputs: Sequence[TriedInput]) -> list[tuple[str, str]]:
+    """A row for each input: the values that the checks ran on."""
+    rows = [f"{one.name}: {one.values}" + (" (INVENTED by trtship)" if one.invented else "") for one in inputs]
+    return [("" if place else "checked on", row) for place, row in enumerate(rows)]
+
+
 def _show(bundle: Bundle, console: Console) -> None:
     from trtship.bundle.candidates import choice_of
     from trtship.cli.tables import table, verdict_table
@@ -113,6 +122,7 @@ def _show(bundle: Bundle, console: Console) -> None:
             f"{m.family} {m.family_version}"
             + (f", {build['plan_mib']} MiB, for {targets}, built in {build['seconds']} s" if build else ""),
         ),
+        *_inputs_tried(m.tried),
         ("signature", "there is one; --verify-key tells whose" if bundle.is_signed else "none"),
         ("versions", ", ".join(f"{name} {version}" for name, version in m.versions.items())),
     ]

@@ -145,6 +145,31 @@ def add_build(parser: argparse.ArgumentParser, *, auto: bool = False) -> None:
     )
 
 
+def add_inputs(parser: argparse.ArgumentParser, *, ranges: bool = False, what: str = "") -> None:
+    """Real inputs; with `ranges`, what stands in for them. `what` says what a verb does with them."""
+    group = parser.add_argument_group("real inputs") if ranges else parser
+    group.add_argument(
+        "--inputs",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help=what
+        or "inputs like those that the model will see, to check and to calibrate on: an .npz or .safetensors file with "
+        "an array [rows, ...] for each input, a folder of INPUT.npy files or of such folders, or a folder of pictures "
+        "where the source tells its preprocessing; sizes may differ between files; may be repeated (default: values "
+        "are invented that fit the graph, and the result says so)",
+    )
+    if ranges:
+        group.add_argument(
+            "--input-range",
+            action="append",
+            default=[],
+            metavar="NAME=LOW:HIGH",
+            help="the least and the largest value of an input, for want of real ones, such as t=0:999; may be repeated "
+            "(default: what the graph tells: ids over the whole table that they index, bytes 0 to 255, masks, lengths)",
+        )
+
+
 def add_output(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument("-o", "--output", required=True, metavar="PATH", help=f"where {what} goes")
     parser.add_argument("--force", action="store_true", help="replace what is there")

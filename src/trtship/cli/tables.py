@@ -6,13 +6,27 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from trtship.input_values import TriedInput
     from trtship.verify import Verdict
 
 NAMES = {
     "rel_l2": "relative L2",
     "rel_l2_fp64": "relative L2, fp64",
+    "rel_l2_given": "relative L2, inputs given",
     "top1_drop": "top-1 drop",
 }
+
+
+def on_inputs(inputs: Sequence[TriedInput]) -> str:
+    """Return what a last line tells of the inputs that the checks ran on, after a semicolon; empty where that is not
+    known."""
+    if not inputs:
+        return ""
+    invented = [one for one in inputs if one.invented]
+    if not invented:
+        return f"; checked on {'; '.join(dict.fromkeys(one.values for one in inputs))}"
+    texts = "; ".join(f"{one.name}: {one.values}" for one in invented)
+    return f"; checked on INVENTED inputs ({texts}): --inputs FILE checks on real ones"
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str = "") -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from trtship.cli.options import add_trust, trust
+from trtship.cli.options import add_inputs, add_trust, trust
 
 if TYPE_CHECKING:
     from trtship.cli.console import Console
@@ -17,6 +17,11 @@ EXAMPLE = "trtship verify swin.trtship --eval val/"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", metavar="BUNDLE")
     parser.add_argument("--eval", metavar="DIR", help="the labelled pictures that the bundle was made with")
+    add_inputs(
+        parser,
+        what="further inputs to run, as an .npz or .safetensors file, a folder of .npy files or of pictures; the "
+        "answers of the bundle's fp32 graph stand for the original's; may be repeated",
+    )
     parser.add_argument("--fp64", action="store_true", help="compare with the original's outputs in float64 as well")
     parser.add_argument(
         "--max-rel-l2",
@@ -45,6 +50,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         fp64=arguments.fp64,
         max_rel_l2=arguments.max_rel_l2,
         min_cosine=arguments.min_cosine,
+        inputs=arguments.inputs,
         family=arguments.family,
         device=arguments.device,
         record=not arguments.no_record,
@@ -53,9 +59,10 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     failed = sum(v.state == "failed" for v in verdicts)
     console.result({"bundle": arguments.bundle, "failed": failed, "verdicts": verdicts})
     if not console.json:
-        from trtship.cli.tables import verdict_table
+        from trtship.cli.tables import on_inputs, verdict_table
 
         console.print(verdict_table(verdicts))
         states = [v.state for v in verdicts]
-        console.print(", ".join(f"{states.count(s)} {s}" for s in ("passed", "failed", "not run") if s in states))
+        counts = ", ".join(f"{states.count(s)} {s}" for s in ("passed", "failed", "not run") if s in states)
+        console.print(counts + ("" if arguments.inputs else on_inputs(bundle.manifest.tried)))
     return 1 if failed else 0

@@ -15,10 +15,13 @@ from trtship.bundle.bundle import hash_files, write_manifest
 from trtship.bundle.candidates import CANDIDATES, Choice
 from trtship.bundle.manifest import SCHEMA, Machine, Manifest, SourceInfo
 from trtship.deployment.making import Common, Made
-from trtship.deployment.options import versions
+from trtship.deployment.options import DeployOptions, versions
 from trtship.deployment.stages import GRAPH, PLAN, REPORT, Stages
+from trtship.deployment.stages.graphs import ModelReport
 from trtship.engine import LAYERS_FILE
 from trtship.gpu import list_gpus
+from trtship.input_ranges import tried_inputs
+from trtship.input_values import TriedInput
 from trtship.sources import SourceOptions
 from trtship.spec import batch_letter, to_json
 from trtship.verify.gates import Gates
@@ -122,7 +125,15 @@ def _manifest(stages: Stages, common: Common, made: Made, *, name: str, names: _
         verdicts=(),
         recipe=stages.recipe,
         files=hash_files(folder),
+        tried=_tried(options, model),
     )
+
+
+def _tried(options: DeployOptions, model: ModelReport) -> tuple[TriedInput, ...]:
+    """What the inputs of the reference rows held."""
+    pictures = options.eval_dir is not None and model.preprocess is not None and len(model.inputs) == 1
+    real = model.samples or ("pictures of --eval" if pictures else "")
+    return tried_inputs(model.inputs, model.domains, real=real)
 
 
 def _weights(options: SourceOptions) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from trtship.bundle.bundle import Bundle
 from trtship.bundle.candidates import Choice, choice_of
@@ -27,6 +28,8 @@ from trtship.deployment.way import Way
 from trtship.engine import check_can_build
 from trtship.family import choose_family
 from trtship.files import whole_folder
+from trtship.input_files import SampleSource, source_of
+from trtship.input_values import TriedInput
 from trtship.passes.registry import ALL
 from trtship.progress import SILENT, Progress
 from trtship.sources import LoadedModel, SourceOptions, resolve
@@ -37,7 +40,7 @@ from trtship.verify import Verdict
 class DeployResult(Record, frozen=True):
     """`bundle` is its path; `up_to_date` says that it was there already, made from the same recipe, and nothing was
     done. `changed` tells what differs from the bundle that stood there before; `stages` what ran; `choice` what
-    `precision="auto"` tried."""
+    `precision="auto"` tried; `inputs` the values that the checks ran on."""
 
     bundle: str
     up_to_date: bool
@@ -46,6 +49,7 @@ class DeployResult(Record, frozen=True):
     verdicts: tuple[Verdict, ...]
     seconds: float
     choice: Choice | None = None
+    inputs: tuple[TriedInput, ...] = ()
 
 
 def deploy(
@@ -57,8 +61,10 @@ def deploy(
     random_weights: bool = False,
     seed: int = 0,
     model_args: Sequence[tuple[str, str]] = (),
-    inputs: Sequence[str] = (),
     task: str | None = None,
+    inputs: Any = None,
+    input_specs: Sequence[str] = (),
+    input_ranges: Mapping[str, tuple[float, float]] | Sequence[str] = (),
     precision: str = "fp16",
     batch: str | None = None,
     sizes: Sequence[str] = (),
@@ -86,11 +92,17 @@ def deploy(
     """Make a verified bundle at `output` from `source`; the options are those of `trtship deploy --help`.
 
     `batch` is `"MIN:OPT:MAX"` or one size; `sizes` are `"L=MIN:OPT:MAX"` for other dynamic sizes; `profiles` is
-    `"none"` or the batch sizes that get kernels of their own, `"1,8,32"` (min, opt and max unless given); `inputs` are
-    `"NAME=Bx3x80x80[:int64]"`; `passes` are `"all"`, `"none"` or names with commas between them, of the rewrites that
-    make the graph faster; `task` says what a transformers model is for, such as `"depth-estimation"`, where its
-    config.json does not name its class. `precision="auto"` tries `candidates` (all, or names with commas between them)
-    within `time_budget` (`"20m"`), and ships the fastest that passes every gate.
+    `"none"` or the batch sizes that get kernels of their own, `"1,8,32"` (min, opt and max unless given); `input_specs`
+    are `"NAME=Bx3x80x80[:int64]"`, for inputs that the source does not tell; `passes` are `"all"`, `"none"` or names
+    with commas between them, of the rewrites that make the graph faster; `task` says what a transformers model is for,
+    such as `"depth-estimation"`, where its config.json does not name its class. `precision="auto"` tries `candidates`
+    (all, or names with commas between them) within `time_budget` (`"20m"`), and ships the fastest that passes every
+    gate.
+
+    `inputs` are real inputs, which become reference, probe and calibration material: paths of `.npz` or `.safetensors`
+    files and of folders, a dict of arrays [rows, ...] by input name, an array for a model of one input, or a list or an
+    iterator of such dicts or arrays. (Texts such as `"ids=BxL:int64"` mean `input_specs`.) `input_ranges` are the least
+    and the largest value of an input, `{"t": (0, 999)}` or `["t=0:999"]`, for those who have no real inputs.
 
     For fp8 and int8, `calib_dir` has pictures (by default those of `eval_dir`), `calib_method` is `"percentile"`,
     `"entropy"` or `"min-max"`, and `quantize` says which products: `"fused"` those that cost no kernel, `"all"`, or
@@ -103,6 +115,7 @@ def deploy(
     Raises UserError (and subclasses) for what cannot be done as asked, GateError when the result is not the model,
     MachineError when this machine lacks something. In each case nothing is left at `output` that was not there.
     """
+    specs, given = _specs_or_inputs(inputs)
     options = DeployOptions.parse(
         SourceOptions(
             source=source,
@@ -111,7 +124,7 @@ def deploy(
             random_weights=random_weights,
             seed=seed,
             model_args=tuple(model_args),
-            inputs=tuple(TensorSpec.parse(text) for text in inputs),
+            inputs=tuple(TensorSpec.parse(text) for text in (*input_specs, *specs)),
             task=task,
         ),
         precision=precision,
@@ -134,22 +147,39 @@ def deploy(
         quantize=quantize,
         candidates=candidates,
         time_budget=time_budget,
+        input_ranges=_range_texts(input_ranges),
     )
-    return run_deploy(options, output, force=force, keep_failed=keep_failed, progress=progress)
+    return run_deploy(options, output, given=given, force=force, keep_failed=keep_failed, progress=progress)
+
+
+def _specs_or_inputs(inputs: Any) -> tuple[tuple[str, ...], SampleSource | None]:
+    """Texts such as `"ids=BxL:int64"` as specs, and all else as real inputs."""
+    texts = tuple(inputs) if isinstance(inputs, list | tuple) else ()
+    if texts and all(isinstance(text, str) and "=" in text and not Path(text).exists() for text in texts):
+        return texts, None
+    return (), source_of(inputs)
+
+
+def _range_texts(given: Mapping[str, tuple[float, float]] | Sequence[str]) -> tuple[str, ...]:
+    if isinstance(given, Mapping):
+        return tuple(f"{name}={low!r}:{high!r}" for name, (low, high) in given.items())
+    return tuple(given)
 
 
 def run_deploy(
     options: DeployOptions,
     output: str | Path,
     *,
+    given: SampleSource | None = None,
     force: bool = False,
     keep_failed: str | Path | None = None,
     progress: Progress = SILENT,
 ) -> DeployResult:
-    """`deploy`, its options already parsed."""
+    """`deploy`, its options already parsed; `given` are real inputs, where the options' files do not have them."""
     output = Path(output)
     begun = time.monotonic()
-    options.check()
+    given = options.given if given is None else given
+    options.check(given)
     kept = None if keep_failed is None else FailedPlace.checked(keep_failed, output, options, force=force)
     source = resolve(options.source.source)
     source.check(options.source)
@@ -157,13 +187,14 @@ def run_deploy(
     family, why = choose_family(options.family, tf32=options.precision is None or options.precision.tf32)
     check_can_build(family, options.targets)
     cache = Cache()
-    stages = Stages(source, options, cache=cache, subject=str(output.absolute()), family=family, progress=progress)
+    subject = str(output.absolute())
+    stages = Stages(source, options, cache=cache, subject=subject, family=family, progress=progress, given=given)
     model = source.fingerprint(options.source)
     if model is None:
         loaded = stages.model
         assert isinstance(loaded, LoadedModel)
         model = loaded.fingerprint()
-    stages.recipe = recipe_of(options, model=model, family=str(family))
+    stages.recipe = recipe_of(options, model=model, family=str(family), given=given)
     with cache.turn(
         f"deploy {output.absolute()}", waiting=lambda: progress.note(f"waiting for another deploy to {output}")
     ):
@@ -172,9 +203,10 @@ def run_deploy(
         if standing is not None:
             progress.note(f"{output} is up to date: nothing has changed, nothing was done")
             verdicts, choice = standing.manifest.verdicts, choice_of(standing)
+            tried = standing.manifest.tried
         else:
             progress.note(f"TensorRT: {why}")
-            verdicts, choice = _make(stages, output, begun, kept)
+            verdicts, choice, tried = _make(stages, output, begun, kept)
     return DeployResult(
         bundle=str(output),
         up_to_date=standing is not None,
@@ -183,12 +215,13 @@ def run_deploy(
         verdicts=verdicts,
         seconds=round(time.monotonic() - begun, 2),
         choice=choice,
+        inputs=tried,
     )
 
 
 def _make(
     stages: Stages, output: Path, begun: float, kept: FailedPlace | None
-) -> tuple[tuple[Verdict, ...], Choice | None]:
+) -> tuple[tuple[Verdict, ...], Choice | None, tuple[TriedInput, ...]]:
     options = stages.options
     common = make_common(stages)
     found: Found | None = None
@@ -207,7 +240,7 @@ def _make(
             became = NOT_KEPT if kept is None else kept.keep(stages, draft, manifest, failure.verdicts)
             raise failure.told(became) from failure
         finish(stages, Bundle(draft, manifest).with_verdicts(verdicts))
-    return verdicts, found.choice if found else None
+    return verdicts, found.choice if found else None, manifest.tried
 
 
 def checked(stages: Stages, made: Made, bundle: Bundle) -> tuple[Verdict, ...]:

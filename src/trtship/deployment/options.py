@@ -21,6 +21,8 @@ from trtship.export.onnx import check_opset
 from trtship.export.source import parse_exporter
 from trtship.files import sha256_of
 from trtship.gpu import list_gpus
+from trtship.input_files import FileSource, SampleSource
+from trtship.input_ranges import parse_input_ranges
 from trtship.passes.quantize_places import Scope, parse_scope
 from trtship.passes.registry import ALL, parse_passes
 from trtship.pictures import list_image_folder
@@ -51,7 +53,8 @@ class DeployOptions(Record, frozen=True):
     `precision` is None for `auto`. `max_rel_l2` and `min_cosine` are gates on the outputs, worst row. Of a search:
     `candidates` are its names (empty: all), `time_budget` is in seconds. Of fp8 and int8: `calib_dir` has the pictures
     to calibrate on (None: those of `eval_dir`), `calib_method` and `scope` are as `trtship.calibrate` and
-    `trtship.passes.quantize_places` say.
+    `trtship.passes.quantize_places` say. `input_files` have the user's own inputs, `input_ranges` are the ranges of
+    values for those who have none.
     """
 
     source: SourceOptions
@@ -75,6 +78,8 @@ class DeployOptions(Record, frozen=True):
     calib_method: Method = DEFAULT_METHOD
     scope: Scope = "fused"
     time_budget: float | None = None
+    input_files: tuple[str, ...] = ()
+    input_ranges: dict[str, tuple[float, float]] = msgspec.field(default_factory=dict)
 
     @staticmethod
     def parse(
@@ -93,6 +98,8 @@ class DeployOptions(Record, frozen=True):
         quantize: str = "fused",
         candidates: str | None = None,
         time_budget: str | None = None,
+        input_files: Sequence[str | Path] = (),
+        input_ranges: Sequence[str] = (),
         **others: Any,
     ) -> DeployOptions:
         """From what was typed. Raises SpecError."""
@@ -111,12 +118,24 @@ class DeployOptions(Record, frozen=True):
             scope=parse_scope(quantize),
             candidates=() if candidates is None else parse_candidates(candidates),
             time_budget=None if time_budget is None else parse_duration(time_budget, "--time-budget"),
+            input_files=tuple(map(str, input_files)),
+            input_ranges=parse_input_ranges(input_ranges),
             **others,
         )
 
-    def check(self) -> None:
-        """Raises SpecError for values that cannot go together, ImageError or OutputError for files missing."""
-        check_search(self)
+    @property
+    def given(self) -> SampleSource | None:
+        """The user's own inputs, where files have them."""
+        return FileSource(self.input_files) if self.input_files else None
+
+    def check(self, given: SampleSource | None = None) -> None:
+        """Raises SpecError for values that cannot go together, ImageError, InputError or OutputError for files missing.
+
+        `given` are the user's own inputs.
+        """
+        check_search(self, has_inputs=given is not None)
+        if isinstance(given, FileSource):
+            given.check()
         low = "float32" if self.precision is None else self.precision.graph_dtype
         if self.io_dtype not in ("float32", low):
             raise SpecError(
@@ -137,7 +156,7 @@ class DeployOptions(Record, frozen=True):
         if self.calib_dir is not None:
             feed_files(Path(self.calib_dir))
         if self.precision is not None and self.precision.quantized:
-            calib = self.calib_dir or self.eval_dir
+            calib = self.calib_dir or self.eval_dir or (None if given is None else given.origin)
             check_quantized(self.precision, scope=self.scope, calib=calib, targets=self.targets)
         if self.labels is not None:
             read_labels(Path(self.labels))
@@ -160,9 +179,15 @@ def read_labels(path: Path) -> tuple[str, ...]:
     return labels
 
 
-def recipe_of(options: DeployOptions, *, model: dict[str, str], family: str) -> dict[str, Any]:
-    """All that the bundle's content follows from, as plain JSON values: the same recipe, the same bundle."""
+def recipe_of(
+    options: DeployOptions, *, model: dict[str, str], family: str, given: SampleSource | None = None
+) -> dict[str, Any]:
+    """All that the bundle's content follows from, as plain JSON values: the same recipe, the same bundle.
+
+    `given` are the user's own inputs.
+    """
     gpus = list_gpus()
+    inputs = None if given is None else given.digest()
     return {
         "model": model,
         "export": {"opset": options.opset, "exporter": options.exporter},
@@ -181,17 +206,21 @@ def recipe_of(options: DeployOptions, *, model: dict[str, str], family: str) -> 
         "max_rel_l2": options.max_rel_l2,
         "min_cosine": options.min_cosine,
         "candidates": list(options.candidates),
-        "calib": _calibration_of(options),
+        "inputs": inputs,
+        "input_ranges": {name: list(ends) for name, ends in sorted(options.input_ranges.items())},
+        "calib": _calibration_of(options, inputs),
         "versions": versions(),
     }
 
 
-def _calibration_of(options: DeployOptions) -> dict[str, str] | None:
-    """What fp8 and int8 follow from; None where neither is asked for."""
-    folder = options.calib_dir or options.eval_dir
+def _calibration_of(options: DeployOptions, inputs: str | None) -> dict[str, str] | None:
+    """What fp8 and int8 follow from; None where neither is asked for. `inputs` is the digest of the user's own."""
     if options.precision is not None and not options.precision.quantized:
         return None
-    files = digest_of_feeds(Path(folder)) if folder is not None and options.scope != "weights" else ""
+    files = ""
+    if options.scope != "weights":
+        folder = options.calib_dir or (options.eval_dir if inputs is None else None)
+        files = (inputs or "") if folder is None else digest_of_feeds(Path(folder))
     return {"files": files, "method": options.calib_method, "scope": options.scope}
 
 

@@ -14,12 +14,12 @@ FP8_CAPABILITY = (8, 9)
 
 
 def check_quantized(precision: Precision, *, scope: Scope, calib: str | None, targets: Sequence[str]) -> None:
-    """Raises SpecError without pictures to calibrate on, or for targets that lack fp8; DeviceError for such a GPU."""
+    """Raises SpecError without inputs to calibrate on, or for targets that lack fp8; DeviceError for such a GPU."""
     if calib is None and scope != "weights":
         raise SpecError(
-            f"--precision {precision.value} needs pictures to calibrate on",
+            f"--precision {precision.value} needs inputs to calibrate on",
             why="its scales come from what the model makes of them",
-            do="add --calib DIR: some hundred pictures like those that it will see",
+            do="add --calib DIR, with some hundred pictures like those that it will see, or --inputs FILE",
         )
     if precision is not Precision.FP8:
         return

@@ -51,7 +51,7 @@ def parse_candidates(text: str) -> tuple[str, ...]:
     return names
 
 
-def check_search(options: DeployOptions) -> None:
+def check_search(options: DeployOptions, *, has_inputs: bool = False) -> None:
     """Raises SpecError for options of a search without one, for a search without gates, and for gates out of range."""
     for name, value, top in (("--max-rel-l2", options.max_rel_l2, math.inf), ("--min-cosine", options.min_cosine, 1.0)):
         if value is not None and not 0 < value <= top:
@@ -77,9 +77,10 @@ def check_search(options: DeployOptions) -> None:
             do="add --eval DIR with labelled pictures (and --max-drop), or --max-rel-l2 or --min-cosine",
         )
     quantized = [name for name in options.candidates if name in ("fp8", "int8")]
-    if quantized and options.calib_dir is None and options.eval_dir is None:
+    nothing = options.calib_dir is None and options.eval_dir is None and not has_inputs
+    if quantized and nothing and options.scope != "weights":
         raise SpecError(
-            f"--candidates {quantized[0]} needs pictures to calibrate on",
+            f"--candidates {quantized[0]} needs inputs to calibrate on",
             why="its scales come from what the model makes of them",
-            do="add --calib DIR: some hundred pictures like those it will see, rather not those of --eval",
+            do="add --calib DIR or --inputs FILE: some hundred like those it will see, rather not those of --eval",
         )

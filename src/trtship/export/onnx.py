@@ -20,6 +20,7 @@ from trtship.export.mend import Thaw, check_and_mend
 from trtship.export.outputs import settle_outputs
 from trtship.files import temporary_folder
 from trtship.graphs import EXTERNAL_OVER, load_graph, save_graph
+from trtship.input_values import TriedInput
 from trtship.measure import Measure, random_inputs
 from trtship.needs import need
 from trtship.progress import SILENT, Progress
@@ -37,7 +38,8 @@ TRACED = 2
 
 class ExportReport(Record, frozen=True):
     """How the graph was made and how far it is from PyTorch; `fell_back` says why the dynamo exporter was not used,
-    `thawed` names the nodes in which the batch was a constant and is dynamic again."""
+    `thawed` names the nodes in which the batch was a constant and is dynamic again, `inputs` tell what values it was
+    checked on."""
 
     exporter: str
     opset: int
@@ -48,6 +50,7 @@ class ExportReport(Record, frozen=True):
     checks: tuple[Measure, ...]
     outputs: tuple[TensorSpec, ...]
     thawed: tuple[str, ...] = ()
+    inputs: tuple[TriedInput, ...] = ()
 
 
 def onnx_from_torch(

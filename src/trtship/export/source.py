@@ -10,7 +10,10 @@ from trtship.export.graph import adopt_graph
 from trtship.export.mend import Thaw
 from trtship.export.onnx import EXPORTERS, Exporter, ExportReport, check_opset, onnx_from_torch, traced_sizes
 from trtship.export.original import check_original
+from trtship.export.realistic import DomainsOf, checked_on_realistic
 from trtship.files import draft_beside, refuse_to_replace
+from trtship.input_files import SampleSource
+from trtship.input_ranges import InputRanges, check_input_ranges
 from trtship.progress import SILENT, Progress
 from trtship.sources import LoadedGraph, LoadedModel, SourceOptions, resolve
 from trtship.spec import ShapeRange
@@ -72,12 +75,16 @@ def export_source(
     opset: int | None = None,
     exporter: str | None = None,
     thaw: Thaw | None = None,
+    domains_of: DomainsOf | None = None,
+    inputs: SampleSource | None = None,
+    input_ranges: InputRanges | None = None,
     force: bool = False,
     progress: Progress = SILENT,
 ) -> ExportReport:
     """Load a source and write its checked graph to `target`, whole or not at all; `thaw` as above.
 
-    Raises UserError, GateError.
+    With `domains_of`, the graph is checked on values that fit it, on `inputs`, and in `input_ranges`, too. Raises
+    UserError, GateError.
     """
     parse_exporter(exporter)
     check_opset(opset)
@@ -85,6 +92,9 @@ def export_source(
     source = resolve(options.source)
     source.check(options)
     model = source.load(options, progress)
+    preprocess = model.preprocess if isinstance(model, LoadedModel) else None
+    check_input_ranges(input_ranges or {}, model.inputs)
+    samples = None if inputs is None else inputs.read(model.inputs, ranges=ranges, preprocess=preprocess)
     with draft_beside(target) as draft:
         report = graph_from_source(
             model,
@@ -95,6 +105,17 @@ def export_source(
             thaw=thaw,
             progress=progress,
         )
+        if domains_of is not None:
+            with progress.stage("check the export", "on realistic inputs"):
+                report, _ = checked_on_realistic(
+                    model,
+                    draft / target.name,
+                    report,
+                    domains_of=domains_of,
+                    given=input_ranges or {},
+                    samples=samples,
+                    ranges=ranges,
+                )
         for file in sorted(draft.iterdir(), key=lambda p: p.name == target.name):
             file.replace(target.parent / file.name)
     return report

@@ -59,6 +59,8 @@ def _content(evidence: Evidence) -> dict[str, Any]:
         "created": f"{datetime.fromisoformat(m.created):%-d %B %Y, %H:%M} UTC",
         "verdicts_left": left,
         "outcome": verdicts.outcome_of(m.verdicts),
+        "tried": m.tried,
+        "invented": [one for one in m.tried if one.invented],
         "failures": verdicts.failures_of(shown),
         "accuracy": summary.accuracy(evidence),
         "speed": summary.speed(evidence),

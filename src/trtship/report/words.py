@@ -9,6 +9,7 @@ from markupsafe import Markup
 GATES = {
     "rel_l2": "relative L2",
     "rel_l2_fp64": "relative L2 against float64",
+    "rel_l2_given": "relative L2 on inputs given",
     "cosine": "cosine",
     "top1_drop": "top-1 drop",
 }

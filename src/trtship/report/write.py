@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from trtship.bench.report import BenchReport
 from trtship.bundle import verify as checks
@@ -56,6 +57,7 @@ def verify_bundle(
     fp64: bool = False,
     max_rel_l2: float | None = None,
     min_cosine: float | None = None,
+    inputs: Any = None,
     family: str | None = None,
     device: int = 0,
     record: bool = True,
@@ -76,6 +78,7 @@ def verify_bundle(
         fp64=fp64,
         max_rel_l2=max_rel_l2,
         min_cosine=min_cosine,
+        inputs=inputs,
         family=family,
         device=device,
         record=record,

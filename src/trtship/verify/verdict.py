@@ -8,6 +8,7 @@ from typing import Literal
 
 import msgspec
 
+from trtship.input_values import TriedInput
 from trtship.measure import Measure
 from trtship.spec import Record
 from trtship.verify.evaluate import Evaluation
@@ -15,7 +16,9 @@ from trtship.verify.evaluate import Evaluation
 State = Literal["passed", "failed", "not run"]
 
 REL_L2, REL_L2_FP64, COSINE, TOP1_DROP = "rel_l2", "rel_l2_fp64", "cosine", "top1_drop"
-COMPARISONS = (REL_L2, REL_L2_FP64, COSINE, TOP1_DROP)
+REL_L2_GIVEN = "rel_l2_given"
+"""On inputs that the user gave to `verify`, against the bundle's own fp32 graph."""
+COMPARISONS = (REL_L2, REL_L2_FP64, REL_L2_GIVEN, COSINE, TOP1_DROP)
 """The gates that compare with the original; every other gate is a probe (`trtship.verify.probes`)."""
 
 
@@ -106,7 +109,8 @@ class Verdict(Record, frozen=True):
     top-1 lost on the evaluation pictures), or the name of a probe. `state` is `passed`, `failed` or `not run`;
     `reason` says why it did not pass, and is empty where it did; `note` is what else should be known, of a pass too.
     `worst` is the figure that `bound` holds against; `limit` is the bound at the sizes where it was measured, where
-    that is not `bound.value`.
+    that is not `bound.value`. `inputs` are the values that were tried, and `sizes` the sizes; verdicts of earlier
+    versions do not tell them.
     """
 
     subject: str
@@ -120,6 +124,8 @@ class Verdict(Record, frozen=True):
     evaluation: Evaluation | None = None
     note: str = ""
     limit: float | None = None
+    inputs: tuple[TriedInput, ...] = ()
+    sizes: tuple[dict[str, int], ...] = ()
 
     @property
     def held_to(self) -> float | None:

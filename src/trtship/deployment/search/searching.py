@@ -85,7 +85,8 @@ class _Search:
                 left_out = _not_tried(plain.way, why)
                 self.skipped.append(msgspec.structs.replace(left_out, name=f"{plain.way.precision.value} mixed"))
                 continue
-            search_mixed(self.stages, self.common, plain, ranges=self._ranges(), until=self.until, tried=self._tried)
+            ranges = self._ranges() if plain.way.precision.quantized else {}
+            search_mixed(self.stages, self.common, plain, ranges=ranges, until=self.until, tried=self._tried)
 
     def _remembered(self, way: Way) -> Attempt | None:
         """What an earlier run found of a way: it takes no time."""
@@ -189,7 +190,8 @@ class _Search:
             return "without a GPU nothing here multiplies in TF32"
         if way.precision.quantized:
             options = self.stages.options
-            calib = options.calib_dir or options.eval_dir
+            given = self.stages.given
+            calib = options.calib_dir or options.eval_dir or (None if given is None else given.origin)
             try:
                 check_quantized(way.precision, scope=options.scope, calib=calib, targets=options.targets)
             except (SpecError, DeviceError) as error:

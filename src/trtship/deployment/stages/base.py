@@ -11,9 +11,11 @@ from typing import Any
 from trtship.cache import Cache, Entry
 from trtship.deployment.options import DeployOptions
 from trtship.family import Family
+from trtship.input_files import Samples, SampleSource
+from trtship.preprocess import Preprocess
 from trtship.progress import Progress
 from trtship.sources import LoadedGraph, LoadedModel, Source
-from trtship.spec import Record
+from trtship.spec import Record, ShapeRange, TensorSpec
 
 GRAPH, PLAN, REPORT = "model.onnx", "model.plan", "report.json"
 
@@ -47,8 +49,11 @@ class Stages:
         subject: str,
         family: Family,
         progress: Progress,
+        given: SampleSource | None = None,
     ) -> None:
         self.source, self.options, self.family, self.progress = source, options, family, progress
+        self.given = given
+        self._samples: Samples | None = None
         self._cache, self._subject = cache, subject
         self.results: list[StageResult] = []
         self.recipe: dict[str, Any] = {}
@@ -59,6 +64,15 @@ class Stages:
     def model(self) -> LoadedModel | LoadedGraph:
         """The source, loaded."""
         return self.source.load(self.options.source, self.progress)
+
+    def samples(
+        self, inputs: tuple[TensorSpec, ...], ranges: Mapping[str, ShapeRange], preprocess: Preprocess | None
+    ) -> Samples | None:
+        """The user's own inputs, read and checked once; None where there are none. Raises InputError, ImageError."""
+        if self.given is not None and self._samples is None:
+            self._samples = self.given.read(inputs, ranges=ranges, preprocess=preprocess)
+            self.progress.note(f"inputs: {self._samples.origin}")
+        return self._samples
 
     def run(
         self,

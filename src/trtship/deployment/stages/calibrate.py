@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from trtship.cache import Entry
-from trtship.calibrate import Calibration, calibrate, feeds_of_folder
+from trtship.calibrate import Calibration, Feeds, calibrate, feeds_of_folder, feeds_of_samples
 from trtship.deployment.stages.base import GRAPH, REPORT, Stages, graph_digests
 from trtship.deployment.stages.graphs import ModelReport
+from trtship.deployment.stages.sizes import ranges_of
 from trtship.deployment.way import Way
 from trtship.errors import GraphError, SpecError
 from trtship.passes.quantize import QuantizeReport, to_quantized
@@ -16,24 +17,23 @@ from trtship.spec import Precision, from_json, to_json
 
 
 def calibrated(stages: Stages, graph: Entry, model: ModelReport) -> tuple[Entry, Calibration]:
-    """The ranges of all tensors that may be quantized, whatever the precision, from the pictures of --calib, else of
-    --eval. Raises SpecError where neither was given."""
+    """The ranges of all tensors that may be quantized, whatever the precision: from the pictures of --calib, else from
+    the user's own inputs, else from the pictures of --eval. Raises SpecError where none was given."""
     options = stages.options
-    folder = options.calib_dir or options.eval_dir
-    if folder is None:
+    folder = options.calib_dir or (options.eval_dir if stages.given is None else None)
+    if folder is None and stages.given is None:
         raise SpecError(
-            "fp8 and int8 need pictures to calibrate on",
+            "fp8 and int8 need inputs to calibrate on",
             why="their scales come from what the model makes of them",
-            do="add --calib DIR: some hundred pictures like those that it will see",
+            do="add --calib DIR, with some hundred pictures like those that it will see, or --inputs FILE",
         )
-
-    if options.calib_dir is None:
+    if folder is not None and options.calib_dir is None:
         stages.progress.note(f"calibrating on the pictures of --eval, {folder}: --calib DIR names others")
 
     def make(place: Path) -> None:
         with stages.progress.stage("calibrate", f"by {options.calib_method}"):
             source = graph.folder / GRAPH
-            feeds = feeds_of_folder(folder, model.inputs, model.preprocess)
+            feeds = _feeds(stages, folder, model)
             tensors = tensors_to_calibrate(source)
             found = calibrate(source, tensors, feeds, method=options.calib_method, progress=stages.progress)
         (place / REPORT).write_bytes(to_json(found))
@@ -48,6 +48,14 @@ def calibrated(stages: Stages, graph: Entry, model: ModelReport) -> tuple[Entry,
     key = {"graph": graph_digests(graph), **stages.part("calib", "versions")}
     entry = stages.run("calibrate", key, make, did)
     return entry, read(entry)
+
+
+def _feeds(stages: Stages, folder: str | None, model: ModelReport) -> Feeds:
+    if folder is not None:
+        return feeds_of_folder(folder, model.inputs, model.preprocess)
+    samples = stages.samples(model.inputs, ranges_of(stages.options, model.inputs), model.preprocess)
+    assert samples is not None
+    return feeds_of_samples(samples, model.inputs)
 
 
 def quantized(stages: Stages, graph: Entry, way: Way, calibration: Calibration | None) -> tuple[Entry, QuantizeReport]:

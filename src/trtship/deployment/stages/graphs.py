@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
+
 from trtship.cache import Entry
 from trtship.deployment.stages.base import GRAPH, REPORT, Stages, graph_digests
 from trtship.deployment.stages.sizes import ranges_of
 from trtship.export import ExportReport, graph_from_source, sizes_around
+from trtship.export.realistic import checked_on_realistic
+from trtship.input_ranges import check_input_ranges
+from trtship.input_values import InputDomain
 from trtship.passes import simplify
+from trtship.passes.input_domains import domains_of_graph
 from trtship.passes.optimization import optimize
 from trtship.passes.pass_report import OptimizeReport
 from trtship.passes.registry import find_passes
@@ -17,15 +23,21 @@ from trtship.preprocess import Preprocess
 from trtship.sources import LoadedModel
 from trtship.spec import Record, TensorSpec, batch_letter, from_json, to_json
 
+HOLDS = "the values that inputs may hold"
+"""In the export stage's key: what earlier versions of it remembered holds less."""
+
 
 class ModelReport(Record, frozen=True):
-    """The export stage's `report.json`."""
+    """The export stage's `report.json`. `domains` are the values that each input may hold; `samples` says which rows
+    the user gave, and is empty without any."""
 
     export: ExportReport
     inputs: tuple[TensorSpec, ...]
     preprocess: Preprocess | None
     labels: tuple[str, ...] | None
     notes: tuple[str, ...]
+    domains: dict[str, InputDomain] = msgspec.field(default_factory=dict)
+    samples: str = ""
 
 
 def export(stages: Stages) -> tuple[Entry, ModelReport]:
@@ -33,7 +45,11 @@ def export(stages: Stages) -> tuple[Entry, ModelReport]:
 
     def make(folder: Path) -> None:
         model = stages.model
-        ranges_of(stages.options, model.inputs)  # a size that is missing is told before the work, not after it
+        ranges = ranges_of(stages.options, model.inputs)  # what is missing is told before the work, not after it
+        torch_model = model if isinstance(model, LoadedModel) else None
+        preprocess = torch_model.preprocess if torch_model else None
+        check_input_ranges(stages.options.input_ranges, model.inputs)
+        samples = stages.samples(model.inputs, ranges, preprocess)
         report = graph_from_source(
             model,
             folder / GRAPH,
@@ -43,13 +59,24 @@ def export(stages: Stages) -> tuple[Entry, ModelReport]:
             thaw=thaw,
             progress=stages.progress,
         )
-        torch_model = model if isinstance(model, LoadedModel) else None
+        with stages.progress.stage("check the export", "on realistic inputs"):
+            report, domains = checked_on_realistic(
+                model,
+                folder / GRAPH,
+                report,
+                domains_of=domains_of_graph,
+                given=stages.options.input_ranges,
+                samples=samples,
+                ranges=ranges,
+            )
         found = ModelReport(
             export=report,
             inputs=model.inputs,
-            preprocess=torch_model.preprocess if torch_model else None,
+            preprocess=preprocess,
             labels=torch_model.labels if torch_model else None,
             notes=model.notes,
+            domains=domains,
+            samples="" if samples is None else samples.origin,
         )
         (folder / REPORT).write_bytes(to_json(found))
 
@@ -60,7 +87,8 @@ def export(stages: Stages) -> tuple[Entry, ModelReport]:
         thawed = read(entry).export.thawed
         return f"a frozen batch made dynamic, in {len(thawed)} places" if thawed else ""
 
-    entry = stages.run("export", stages.part("model", "export", "sizes", "versions"), make, did)
+    parts = stages.part("model", "export", "sizes", "batch", "inputs", "input_ranges", "versions")
+    entry = stages.run("export", {**parts, "holds": HOLDS}, make, did)
     return entry, read(entry)
 
 

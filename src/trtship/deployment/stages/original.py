@@ -21,7 +21,7 @@ from trtship.session.base import Session
 from trtship.session.onnxruntime import OnnxRuntimeSession
 from trtship.session.torch import TorchSession
 from trtship.sources import LoadedGraph
-from trtship.spec import ShapeRange, batch_letter, batch_range, classes_of, to_json
+from trtship.spec import ShapeRange, as_plain, batch_letter, batch_range, classes_of, to_json
 from trtship.verify.evaluate import predictions
 from trtship.verify.folder import labelled_pictures
 from trtship.verify.reference import ROWS, Reference, make_reference
@@ -49,6 +49,8 @@ def original(stages: Stages, graph: Entry, model: ModelReport, ranges: Mapping[s
                 pictures=pictures,
                 preprocess=model.preprocess,
                 exact=_exact(stages, model),
+                domains=model.domains,
+                samples=stages.samples(model.inputs, ranges, model.preprocess),
             )
             reference.save(folder / REFERENCE)
             if stages.options.eval_dir is not None:
@@ -56,7 +58,8 @@ def original(stages: Stages, graph: Entry, model: ModelReport, ranges: Mapping[s
 
     labels = ["labels"] if stages.options.eval_dir is not None else []  # they tell which class a folder is
     repaired = {"graph": graph_digests(graph)} if model.export.thawed else {}
-    key = {**stages.part("model", "sizes", "eval", "versions", *labels), **repaired, "holds": HOLDS}
+    key = {**stages.part("model", "sizes", "eval", "inputs", "versions", *labels), **repaired, "holds": HOLDS}
+    key["domains"] = as_plain(model.domains)
     return stages.run("original", key, make)
 
 
