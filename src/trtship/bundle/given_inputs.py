@@ -15,6 +15,7 @@ import numpy as np
 
 from trtship.bundle.bundle import Bundle
 from trtship.bundle.debug_cases import Case
+from trtship.bundle.graph_files import graph_session, private_graphs
 from trtship.bundle.subjects import EXACT, Subject
 from trtship.errors import DependencyError, GraphError, InputError, MachineError
 from trtship.graphs import load_graph, rounding_bound
@@ -24,7 +25,6 @@ from trtship.input_values import TriedInput
 from trtship.measure import Measure
 from trtship.progress import Progress
 from trtship.session.base import Session
-from trtship.session.onnxruntime import OnnxRuntimeSession
 from trtship.spec import Precision, TensorSpec, batch_letter, batch_range
 from trtship.verify import Bound, Reference, Verdict, compare, not_run
 from trtship.verify.bounds import derive_bounds
@@ -96,7 +96,7 @@ def given_verdicts(
 ) -> list[Verdict]:
     """Return a verdict on the given rows for each subject but the fp32 graph, which gives the answers."""
     m = bundle.manifest
-    with OnnxRuntimeSession(bundle.path(m.graph)) as session:
+    with graph_session(bundle, m.graph) as session:
         references = [reference_of(session, feeds, m.inputs) for feeds in rows_given(samples, m.inputs)]
     tried = tuple(TriedInput(name=spec.name, values=samples.origin, invented=False) for spec in m.inputs)
     bounds = [_bounds(bundle, reference) for reference in references]
@@ -145,10 +145,11 @@ def _bounds(bundle: Bundle, reference: Reference) -> Mapping[str, Bound]:
     m = bundle.manifest
     if m.precision.quantized:
         return m.bounds
-    typed = bundle.path(m.precision_graph)
     try:
-        counted = rounding_bound(load_graph(bundle.path(m.graph)), Precision.FP32)
-        path = rounding_bound(load_graph(typed), m.precision).bound / QUANTILE
-        return derive_bounds(typed, m.precision, reference, counted=counted, path=path)
+        with private_graphs(bundle) as path_of:
+            graph, typed = path_of(m.graph), path_of(m.precision_graph)
+            counted = rounding_bound(load_graph(graph), Precision.FP32)
+            path = rounding_bound(load_graph(typed), m.precision).bound / QUANTILE
+            return derive_bounds(typed, m.precision, reference, counted=counted, path=path, graph=graph)
     except DependencyError:  # a machine that only runs bundles
         return m.bounds
