@@ -6,6 +6,11 @@ Each verb is a module here, `_` for `-`, with `HELP`, `EXAMPLE`, `add_arguments(
 
 from __future__ import annotations
 
+from trtship.cli import stop
+
+stop.install_at_start()
+
+# ruff: noqa: E402 - a signal may come while all of this is imported
 import argparse
 import difflib
 import errno
@@ -15,10 +20,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 from trtship import __version__
-from trtship.cli import stop
 from trtship.cli.console import Console
 from trtship.cli.limits import RAISE, check_limits, exhausted
-from trtship.cli.options import LARGEST
 from trtship.cli.streams import restore_streams, show_streams
 from trtship.errors import DependencyError, MachineError, TrtshipError, UserError
 from trtship.needs import keep_quiet, remedy
@@ -136,10 +139,10 @@ def _check_values(verb: argparse.ArgumentParser, found: argparse.Namespace) -> N
                 raise UserError(
                     f"{verb.prog}: {name} is empty", why="it was given as an empty text", do="name one, or leave it out"
                 )
-            if isinstance(value, int) and abs(value) > LARGEST:
+            if isinstance(value, int) and abs(value) >= 2**63:
                 raise UserError(
                     f"{verb.prog}: {name} is too large",
-                    why=f"it takes numbers up to {LARGEST}",
+                    why="it takes whole numbers of 64 bits",
                     do="name a smaller one",
                 )
 

@@ -12,13 +12,15 @@ import signal
 import sys
 import time
 from contextlib import suppress
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from trtship.errors import Cancelled
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-PATIENCE = 3.0
+_USUAL = (signal.SIG_DFL, signal.default_int_handler)
+PATIENCE = 2.0
 """Seconds after an interrupt in which further ones are taken for the same."""
 
 stops: list[str] = []
@@ -26,18 +28,24 @@ stops: list[str] = []
 _state: dict[str, Any] = {"raised": 0.0, "reporting": False}
 
 
+def install_at_start() -> None:
+    """Where this process is the command, end it at the first signal until `install` is called: it has begun nothing
+    while it imports what it needs."""
+    place = Path(sys.argv[0] if sys.argv else "")
+    if place.name == "trtship" or place.parts[-2:] == ("trtship", "__main__.py"):
+        for number in NUMBERS:
+            if signal.getsignal(number) in _USUAL:
+                signal.signal(number, _end)
+
+
 def install() -> dict[int, Any]:
     """Handle the signals that have no handler of somebody else's; returns the handlers before, for `restore`."""
     stops.clear()
     _state.update(raised=0.0, reporting=False)
-    before = {}
-    for number in NUMBERS:
-        handler = signal.getsignal(number)
-        if handler in (signal.SIG_DFL, signal.default_int_handler):
-            before[int(number)] = handler
-            signal.signal(number, _stop)
-        elif handler is _stop:
-            before[int(number)] = _stop
+    before = {int(number): signal.getsignal(number) for number in NUMBERS}
+    before = {number: handler for number, handler in before.items() if handler in (*_USUAL, _end, _stop)}
+    for number in before:
+        signal.signal(number, _stop)
     return before
 
 
@@ -71,6 +79,12 @@ def leave(code: int) -> int:
                 stream.flush()
         os._exit(code)
     return code
+
+
+def _end(signum: int, frame: FrameType | None) -> None:
+    stops.append(signal.Signals(signum).name)
+    os.write(2, f"error: {cancelled()}\n".encode())
+    os._exit(Cancelled.exit_code)
 
 
 def _stop(signum: int, frame: FrameType | None) -> None:

@@ -123,8 +123,8 @@ class OnnxRuntimeSession(Session):
                     source,
                     options,
                     providers=list(way.providers),
-                    disabled_optimizers=list(way.without),
                     enable_fallback=0,
+                    **({"disabled_optimizers": list(way.without)} if way.without else {}),
                 )
                 return session, way, problem
             except Exception as error:
