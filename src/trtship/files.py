@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
 
-from trtship.errors import OutputError
+from trtship.errors import OutputError, SpecError
 
 ELSEWHERE = "choose a place that you may write to, or mend its permissions"
 REMEDIES = {
@@ -37,6 +37,18 @@ FULL = {errno.ENOSPC, errno.EDQUOT}
 """A disk has no more space, or the user's share of it is used up."""
 RENAME_EXCHANGE = 2
 """Of Linux's renameat2, include/uapi/linux/fs.h: both paths change places in one step."""
+
+
+def named_path(given: str | os.PathLike[str], what: str) -> Path:
+    """Return the path that a caller named. Raises SpecError for an empty one, which would be the current folder (a
+    variable that came out empty), and for one that no file can have."""
+    text = os.fspath(given)
+    if not isinstance(text, str) or not text.strip() or "\0" in text:
+        why = "it is empty" if isinstance(text, str) and not text.strip() else "no file can be called that"
+        raise SpecError(
+            f"{what} {given!r} is not a path", why=why, do="name a file or a folder; '.' is the current one"
+        )
+    return Path(text)
 
 
 def sha256_of(path: Path) -> str:

@@ -20,7 +20,7 @@ from typing import IO
 from trtship.bundle.bundle import MANIFEST, SIGNATURE, Bundle
 from trtship.bundle.signature import Trust, open_trusted
 from trtship.errors import BundleCorruptError, BundleError, OutputError
-from trtship.files import check_writable, refuse_to_replace, whole_file, whole_folder, writing
+from trtship.files import check_writable, named_path, refuse_to_replace, whole_file, whole_folder, writing
 from trtship.progress import SILENT, Progress
 
 SUFFIX = ".zip"
@@ -77,8 +77,10 @@ def unpack_bundle(
     of its folder, holds links or other things that are no plain files, or more than `max_mib`; BundleCorruptError where
     a hash is wrong; OutputError where the folder exists (`force` replaces a bundle) or cannot be written.
     """
-    archive = Path(archive)
-    folder = Path(target) if target is not None else archive.with_name(archive.name.removesuffix(SUFFIX))
+    archive = named_path(archive, "the archive")
+    folder = (
+        named_path(target, "the folder") if target is not None else archive.with_name(archive.name.removesuffix(SUFFIX))
+    )
     _check_place(folder, archive, force=force)
     with _reading(archive), zipfile.ZipFile(archive) as packed:
         entries = _checked(packed, archive, max_mib)

@@ -17,7 +17,7 @@ import msgspec
 
 from trtship.bundle.manifest import Manifest, read_manifest, seal
 from trtship.errors import BundleCorruptError, BundleError, OutputError, SpecError
-from trtship.files import sha256_of, whole_file
+from trtship.files import named_path, sha256_of, whole_file
 from trtship.progress import SILENT, Progress
 from trtship.verify import Reference, Verdict
 
@@ -38,7 +38,7 @@ def folder_of(bundle: object) -> Path:
             why=f"it is a {type(bundle).__name__}",
             do="pass the path of its folder",
         )
-    return Path(bundle)
+    return named_path(bundle, "the bundle")
 
 
 class Bundle(msgspec.Struct, frozen=True):

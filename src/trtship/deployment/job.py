@@ -27,7 +27,7 @@ from trtship.deployment.stages.plan import verify
 from trtship.deployment.way import Way
 from trtship.engine import check_can_build
 from trtship.family import choose_family
-from trtship.files import whole_folder
+from trtship.files import named_path, whole_folder
 from trtship.passes.registry import ALL
 from trtship.progress import SILENT, Progress
 from trtship.sources import LoadedModel, SourceOptions, resolve
@@ -102,6 +102,16 @@ def deploy(
     Raises UserError (and subclasses) for what cannot be done as asked, GateError when the result is not the model,
     MachineError when this machine lacks something. In each case nothing is left at `output` that was not there.
     """
+    paths = {
+        "checkpoint": checkpoint,
+        "eval_dir": eval_dir,
+        "labels": labels,
+        "calib_dir": calib_dir,
+        "keep_failed": keep_failed,
+    }
+    for name, path in paths.items():
+        if path is not None:
+            named_path(path, name)
     options = DeployOptions.parse(
         SourceOptions(
             source=source,
@@ -145,7 +155,7 @@ def run_deploy(
     progress: Progress = SILENT,
 ) -> DeployResult:
     """`deploy`, its options already parsed."""
-    output = Path(output)
+    output = named_path(output, "output")
     begun = time.monotonic()
     options.check()
     kept = None if keep_failed is None else FailedPlace.checked(keep_failed, output, options, force=force)

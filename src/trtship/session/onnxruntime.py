@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -117,15 +118,15 @@ class OnnxRuntimeSession(Session):
             options.log_severity_level = SILENT
             options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, way.level)
             options.intra_op_num_threads = threads or bounded_cores() or 0  # 0: onnxruntime chooses
-            source = graph if isinstance(graph, bytes) else str(graph)
             try:  # its own fallback takes to the CPU whatever fails, and prints that on stdout
-                session = ort.InferenceSession(
-                    source,
-                    options,
-                    providers=list(way.providers),
-                    enable_fallback=0,
-                    **({"disabled_optimizers": list(way.without)} if way.without else {}),
-                )
+                with utf8_path(graph) as source:
+                    session = ort.InferenceSession(
+                        source,
+                        options,
+                        providers=list(way.providers),
+                        enable_fallback=0,
+                        **({"disabled_optimizers": list(way.without)} if way.without else {}),
+                    )
                 return session, way, problem
             except Exception as error:
                 if way.providers != (CPU,):
@@ -192,6 +193,26 @@ class OnnxRuntimeSession(Session):
 
     def _release(self) -> None:
         self._session = None
+
+
+@contextmanager
+def utf8_path(graph: Path | str | bytes) -> Iterator[str | bytes]:
+    """The graph as onnxruntime takes it, which opens no path that is not UTF-8: such a folder is named by way of an
+    open descriptor. A file whose own name is not UTF-8 is refused by onnxruntime."""
+    if isinstance(graph, bytes) or is_utf8(str(graph)):
+        yield graph if isinstance(graph, bytes) else str(graph)
+        return
+    path = Path(graph)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{folder}/{path.name}"
+    finally:
+        os.close(folder)
+
+
+def is_utf8(text: str) -> bool:
+    """Whether a text has no bytes of a file name that are not UTF-8."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _trials(ort: Any, graph: Path | str | bytes, name: str) -> Trials | None:

@@ -100,7 +100,12 @@ class Trials:
 
     def _place(self, folder: Path) -> str:
         if not isinstance(self._graph, bytes):
-            return str(Path(self._graph).absolute())
+            place = Path(self._graph).absolute()
+            if place.as_posix().isprintable():
+                return str(place)
+            link = folder / "graph"  # onnxruntime takes no path that is not UTF-8
+            link.symlink_to(place.parent)
+            return str(link / place.name)
         file = folder / "graph.onnx"
         file.write_bytes(self._graph)
         return str(file)
