@@ -6,12 +6,14 @@ import os
 import shutil
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from in_time import in_time
 from trtship.cache import Cache
+from trtship.errors import OutputError
 from trtship.files import cache_root, sha256_of
 from trtship.kept import Kept
 
@@ -106,6 +108,14 @@ def test_what_is_no_file_is_not_read(cache: Cache, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_a_lock_that_is_no_file_is_not_waited_for(cache: Cache, kind: str) -> None:
+    entry = cache.stage("a", {"x": 1}, maker("one"))
+    put(entry.folder.with_name(f"{entry.key}.lock"), kind)
+    with in_time(20), suppress(OutputError):
+        assert cache.stage("a", {"x": 1}, maker("one")).hit
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_kept_bytes_that_are_no_file_are_none(tmp_path: Path, kind: str) -> None:
     put(tmp_path / "kept", kind)
     with in_time(20):
@@ -134,8 +144,6 @@ def test_drafts_of_killed_runs_are_removed_whatever_they_were_for(tmp_path: Path
 def test_a_user_without_a_home_has_a_cache_that_nobody_else_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from trtship.errors import OutputError
-
     def nobody() -> Path:
         raise RuntimeError("Could not determine home directory.")
 

@@ -166,9 +166,10 @@ class Cache:
 
 def _discard(place: Path) -> None:
     """Remove whatever stands at a place in the cache: a folder, a file, a link, a pipe."""
-    shutil.rmtree(place, ignore_errors=True)
     with suppress(OSError):
         place.unlink()
+        return
+    shutil.rmtree(place, ignore_errors=True)  # of a folder alone: it would wait for a pipe's writer
 
 
 def _digest(subject: str) -> str:
