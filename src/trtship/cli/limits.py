@@ -11,6 +11,8 @@ from trtship.errors import MachineError
 
 FILES = 64
 """Open files that a verb needs; pipes to its processes are the most of them."""
+ROOM = 2**27
+"""Bytes that a verb takes beside numpy, at the very least."""
 ENOUGH = 8 * 2**30
 """Bytes of address space with which nothing of ours fails to start."""
 EXHAUSTED = re.compile(
@@ -42,14 +44,16 @@ def check_limits() -> None:
 
 
 def _cannot_start() -> str:
-    """Why numpy cannot be imported in a process with our limits; empty where it can."""
-    command = [sys.executable, "-P", "-c", "import numpy, msgspec"]
+    """Why numpy cannot be imported in a process with our limits, with some room to work; empty where it can."""
+    command = [sys.executable, "-P", "-c", f"room = bytearray({ROOM}); import numpy, msgspec"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=60, check=False)
     except subprocess.TimeoutExpired:
         return "it was still trying after 60 s"
     lines = done.stderr.strip().splitlines()
-    return "" if done.returncode == 0 else lines[-1] if lines else f"exit code {done.returncode}"
+    if done.returncode == 0:
+        return ""
+    return lines[-1].rpartition("error: ")[2] if lines else f"exit code {done.returncode}"
 
 
 def exhausted(error: BaseException) -> MachineError | None:
