@@ -1,8 +1,9 @@
 """The stage cache: what a stage made, found again by everything that went into it.
 
 An entry is a folder named after the SHA-256 of its stage and inputs. It is written beside its place and renamed
-there, under a lock, so that concurrent runs neither clash nor work twice; its files' hashes are checked before any
-of them is used again, and an entry that fails that is made anew.
+there, under a lock, so that concurrent runs neither clash nor work twice. It is used again only where the key of the
+inputs that it records is the key that is asked for, and its files have the hashes that it records: an entry that was
+damaged, or put in the place of another, is made anew.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import msgspec
 from filelock import FileLock, Timeout
 
 from trtship.errors import OutputError, SpecError
-from trtship.files import cache_root, sha256_of, whole_file, whole_folder
+from trtship.files import cache_root, read_regular, sha256_of, sweep_drafts, whole_file, whole_folder
 from trtship.spec import Record, from_json, to_json
 
 FORMAT = 6
@@ -50,7 +51,7 @@ class Entry(msgspec.Struct, frozen=True):
 
     def read(self, name: str) -> bytes:
         """A file's bytes, whose hash is checked as they are now. Raises OutputError where they were changed."""
-        data = (self.folder / name).read_bytes()
+        data = read_regular(self.folder / name)
         if hashlib.sha256(data).hexdigest() != self.files[name]:
             raise OutputError(
                 f"{self.folder / name} changed after it was cached",
@@ -76,11 +77,15 @@ class Cache:
         folder = self.root / name / key
         changed = self._changes(name, subject, inputs)
         with self._locked(folder.parent / f"{key}.lock"):
-            hit = self._is_whole(folder)
-            if not hit:
-                self._fill(folder, name, inputs, make)
+            sweep_drafts(folder.parent)
+            entry, fault = self._found(folder, key)
+            hit = entry is not None
+            if entry is None:
+                if fault:
+                    changed = (*changed, fault)
+                    _discard(folder)
+                entry = self._fill(folder, name, inputs, make)
         self._remember(name, subject, inputs)
-        entry = from_json((folder / "entry.json").read_bytes(), EntryRecord, what="a cache entry")
         return Entry(folder, key, hit, changed, entry.files, entry.seconds)
 
     def knows(self, name: str, inputs: Mapping[str, Any]) -> bool:
@@ -114,17 +119,24 @@ class Cache:
         finally:
             lock.release()
 
-    def _is_whole(self, folder: Path) -> bool:
+    def _found(self, folder: Path, key: str) -> tuple[EntryRecord | None, str]:
+        """The entry at a key's place; else None, and what is wrong with what stands there."""
+        if not os.path.lexists(folder):
+            return None, ""
         try:
-            entry = from_json((folder / "entry.json").read_bytes(), EntryRecord, what="a cache entry")
-            if all(sha256_of(folder / file) == digest for file, digest in entry.files.items()):
-                return True
+            entry = from_json(read_regular(folder / "entry.json"), EntryRecord, what="a cache entry")
+            found = {str(file.relative_to(folder)) for file in folder.rglob("*") if not file.is_dir()}
+            if key_of(entry.stage, entry.inputs) != key:
+                return None, "the cached entry was another's, and is made anew"
+            if found == {*entry.files, "entry.json"} and all(
+                sha256_of(folder / file) == digest for file, digest in entry.files.items()
+            ):
+                return entry, ""
         except (OSError, SpecError):
             pass
-        shutil.rmtree(folder, ignore_errors=True)
-        return False
+        return None, "the cached entry was damaged, and is made anew"
 
-    def _fill(self, folder: Path, name: str, inputs: Mapping[str, Any], make: Callable[[Path], None]) -> None:
+    def _fill(self, folder: Path, name: str, inputs: Mapping[str, Any], make: Callable[[Path], None]) -> EntryRecord:
         begun = time.monotonic()
         with whole_folder(folder) as draft:
             make(draft)
@@ -132,20 +144,32 @@ class Cache:
             files = {str(p.relative_to(draft)): sha256_of(p) for p in sorted(draft.rglob("*")) if p.is_file()}
             entry = EntryRecord(stage=name, inputs=dict(inputs), files=files, seconds=seconds)
             (draft / "entry.json").write_bytes(to_json(entry))
+        return entry
 
     def _last(self, name: str, subject: str) -> Path:
         return self.root / "last" / f"{name}-{_digest(subject)}.json"
 
     def _changes(self, name: str, subject: str, inputs: Mapping[str, Any]) -> tuple[str, ...]:
         try:
-            before = json.loads(self._last(name, subject).read_bytes())
+            before = json.loads(read_regular(self._last(name, subject)))
         except (OSError, ValueError):
             return ("first run",)
-        return describe_changes(before, inputs)
+        return describe_changes(before, inputs) if isinstance(before, dict) else ("first run",)
 
     def _remember(self, name: str, subject: str, inputs: Mapping[str, Any]) -> None:
-        with whole_file(self._last(name, subject)) as draft:
+        last = self._last(name, subject)
+        if not last.is_file():
+            _discard(last)
+        with whole_file(last) as draft:
             draft.write_bytes(to_json(dict(inputs)))
+
+
+def _discard(place: Path) -> None:
+    """Remove whatever stands at a place in the cache: a folder, a file, a link, a pipe."""
+    with suppress(OSError):
+        place.unlink()
+        return
+    shutil.rmtree(place, ignore_errors=True)  # of a folder alone: it would wait for a pipe's writer
 
 
 def _digest(subject: str) -> str:

@@ -25,13 +25,16 @@
     |     `- BuildCrashed                      its process ended without a word of ours
     `- Cancelled                     exit 130  Ctrl-C, after cleaning up
 
-Each says three things: *what* went wrong, *why*, and what to *do*. `str(error)` is all of it; the command line
-prints it without a traceback (`--debug` shows that too), `--json` as `{"error": {...}}`.
+Each says three things: *what* went wrong, *why*, and what to *do*. `str(error)` is all of it, as it may be shown on a
+terminal: control characters, which names from files may hold, are escapes there. The command line prints it without a
+traceback (`--debug` shows that too), `--json` as `{"error": {...}}`. The attributes have the texts as they are.
 """
 
 from __future__ import annotations
 
 from typing import ClassVar
+
+from trtship.terminal import shown
 
 
 class TrtshipError(Exception):
@@ -49,7 +52,7 @@ class TrtshipError(Exception):
             lines.append(f"  why: {self.why}")
         if self.do:
             lines.append(f"  do:  {self.do}")
-        return "\n".join(lines)
+        return "\n".join(shown(line).replace("\n", "\n       ") for line in lines)  # no text can pose as another line
 
     def as_dict(self) -> dict[str, object]:
         """`{"type", "what", "why", "do", "exit_code"}`, what `--json` prints under `error`."""

@@ -12,13 +12,13 @@ import secrets
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
 from typing import IO
 
-from trtship.errors import OutputError
+from trtship.errors import OutputError, SpecError
 
 ELSEWHERE = "choose a place that you may write to, or mend its permissions"
 REMEDIES = {
@@ -32,6 +32,12 @@ REMEDIES = {
 }
 COPY_BYTES = 2**20
 """Copied at once."""
+DRAFT = r"[a-z0-9_]{8}\.partial"
+"""How the name of a draft ends."""
+TEMPORARY = re.compile(r"trtship-(?:[a-z]+-)?[0-9a-f]{16}")
+"""Names of the folders that `temporary_folder` makes."""
+FULL = {errno.ENOSPC, errno.EDQUOT}
+"""A disk has no more space, or the user's share of it is used up."""
 RENAME_EXCHANGE = 2
 """Of Linux's renameat2, include/uapi/linux/fs.h: both paths change places in one step."""
 
@@ -72,13 +78,31 @@ def open_regular(path: str | Path) -> Iterator[BufferedReader]:
         os.close(descriptor)
 
 
+def read_regular(path: Path) -> bytes:
+    """Return a file's bytes; OSError for what is no regular file."""
+    with open_regular(path) as file:
+        return file.read()
+
+
 def read_bounded(file: BufferedReader, most: int) -> bytes:
     """Return the bytes of a file as large as it is now, `most` + 1 of them where it is larger than `most`."""
     return file.read(min(os.fstat(file.fileno()).st_size, most) + 1)
 
 
+def named_path(given: str | os.PathLike[str], what: str) -> Path:
+    """Return the path that a caller named. Raises SpecError for an empty one, which would be the current folder (a
+    variable that came out empty), and for one that no file can have."""
+    text = os.fspath(given)
+    if not isinstance(text, str) or not text.strip() or "\0" in text:
+        why = "it is empty" if isinstance(text, str) and not text.strip() else "no file can be called that"
+        raise SpecError(
+            f"{what} {given!r} is not a path", why=why, do="name a file or a folder; '.' is the current one"
+        )
+    return Path(text)
+
+
 def sha256_of(path: Path) -> str:
-    """Return the hex SHA-256 of a regular file's bytes."""
+    """Return the hex SHA-256 of a file's bytes; OSError for what is no regular file."""
     with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -93,12 +117,67 @@ def copy_hashed(source: IO[bytes], target: IO[bytes]) -> str:
 
 
 def explain_os_error(error: OSError, path: Path) -> OutputError:
-    """The user's message for a full disk, missing permission and the like, met while writing `path`."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        remedy = f"free some space there and in {tempfile.gettempdir()} (or set TMPDIR), or write to another disk"
-    else:
-        remedy = REMEDIES.get(error.errno or 0, "choose another path")
+    """Return the user's message for a full disk, missing permission and the like, met while writing `path`."""
+    if error.errno in FULL:
+        return explain_full_disk(error, path)
+    remedy = REMEDIES.get(error.errno or 0, "choose another path")
     return OutputError(f"cannot write {path}", why=error.strerror or str(error), do=remedy)
+
+
+def explain_full_disk(error: OSError, path: Path) -> OutputError:
+    """Return the user's message, which names the disk that is full: that of the file that was written, where the error
+    tells it; else whichever of `path`'s, the temporary files' and the cache's has the least space left. To be asked
+    before drafts are removed."""
+    named = error.filename2 or error.filename  # of a copy, the second one is written
+    candidates = [Path(os.fsdecode(named))] if isinstance(named, str | bytes) else _written_places(path)
+    free, place = min(((_free(one), one) for one in candidates), key=lambda found: found[0])
+    why = f"{error.strerror or error}: the disk of {place} has {_mib(free)} left"
+    if error.filename2 is not None and isinstance(error.filename, str | bytes):
+        with suppress(OSError):
+            why += f", and {_mib(os.stat(error.filename).st_size)} are needed for this file alone"
+    return OutputError(f"cannot write {path}", why=why, do=_elsewhere(place))
+
+
+def check_room(target: Path, sources: Iterable[Path]) -> None:
+    """Raises OutputError where the disk of `target` has too little space for copies of the files `sources`."""
+    needed, free = sum(file.stat().st_size for file in sources), _free(target)
+    if needed > free:
+        raise OutputError(
+            f"cannot write {target}",
+            why=f"{os.strerror(errno.ENOSPC)}: {_mib(needed)} are needed, and its disk has {_mib(free)} left",
+            do=_elsewhere(target),
+        )
+
+
+def _written_places(path: Path) -> list[Path]:
+    places = [path, Path(tempfile.gettempdir()) / "temporary files"]
+    with suppress(OutputError):
+        places.append(cache_root() / "cache")
+    return places
+
+
+def _elsewhere(place: Path) -> str:
+    """What helps where this place's disk is full."""
+    where = place.absolute()
+    if where.is_relative_to(Path(tempfile.gettempdir()).absolute()):
+        return "free some space there, or set TMPDIR to a folder on another disk"
+    with suppress(OutputError):
+        if where.is_relative_to(cache_root().absolute()):
+            return "free some space there, or set TRTSHIP_CACHE to a folder on another disk"
+    return "free some space there, or write to another disk"
+
+
+def _free(place: Path) -> int:
+    """Bytes that may be written on the disk of a path, which need not be there."""
+    there = place.absolute()
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    found = os.statvfs(there)
+    return (found.f_bfree if os.geteuid() == 0 else found.f_bavail) * found.f_frsize
+
+
+def _mib(count: int) -> str:
+    return f"{count / 2**20:.1f} MiB"
 
 
 @contextmanager
@@ -107,22 +186,47 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.filename is not None and not str(error.filename).startswith(str(path.absolute().parent)):
+        names = [name for name in (error.filename, error.filename2) if name is not None]
+        parent = str(path.absolute().parent)
+        if names and error.errno not in FULL and not any(str(name).startswith(parent) for name in names):
             raise
         raise explain_os_error(error, path) from error
 
 
 @contextmanager
+def _while_it_stands(draft: Path, path: Path) -> Iterator[None]:
+    """Tell of a full disk while the drafts that filled it are there still."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL:
+            raise explain_full_disk(error, path) from error
+        if isinstance(error, shutil.Error) and isinstance(error.args[0], list):  # of a tree: the first fault's is told
+            source, target, text = error.args[0][0]
+            code = next((one for one in FULL if os.strerror(one) in str(text)), None)
+            if code is not None:
+                known = OSError(code, os.strerror(code), str(source), None, str(target))
+                raise explain_full_disk(known, path) from error
+        raise
+
+
+@contextmanager
 def temporary_folder(prefix: str = "trtship-", *, beside: Path | None = None) -> Iterator[Path]:
     """A new folder among the system's temporary files, or `beside` a path; gone with all in it when the block ends.
-    (`tempfile.TemporaryDirectory` leaves its folder behind where Ctrl-C comes while it makes it.)"""
+    (`tempfile.TemporaryDirectory` leaves its folder behind where Ctrl-C comes while it makes it.)
+
+    The folder is locked while it is in use: those of killed runs, which nobody holds any more, are removed by the next
+    run that makes one in the same place. Raises OutputError where the disk is full.
+    """
     parent = Path(tempfile.gettempdir()) if beside is None else beside.parent
-    folder = parent / f"{prefix}{secrets.token_hex(8)}"
+    _sweep_once(parent, TEMPORARY)
+    folder, lock = _locked_folder(lambda: parent / f"{prefix}{secrets.token_hex(8)}")
     try:
-        folder.mkdir(mode=0o700)
-        yield folder
+        with _while_it_stands(folder, folder):
+            yield folder
     finally:
         remove(folder)
+        os.close(lock)
 
 
 def remove(folder: Path) -> None:
@@ -147,10 +251,11 @@ def draft_beside(target: Path) -> Iterator[Path]:
     with writing(target):
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            _sweep(target)
-            draft, lock = _locked_folder(target)
+            _sweep(target.parent, re.compile(re.escape(f".{target.name}.") + DRAFT))
+            draft, lock = _locked_folder(lambda: target.parent / f".{target.name}.{secrets.token_hex(4)}.partial")
             try:
-                yield draft
+                with _while_it_stands(draft, target):
+                    yield draft
             finally:
                 remove(draft)
                 os.close(lock)
@@ -160,10 +265,10 @@ def draft_beside(target: Path) -> Iterator[Path]:
                     parent.rmdir()
 
 
-def _locked_folder(target: Path) -> tuple[Path, int]:
-    """A new draft folder and the descriptor that holds its lock, until it is closed or the process ends."""
+def _locked_folder(named: Callable[[], Path]) -> tuple[Path, int]:
+    """A new folder and the descriptor that holds its lock, until it is closed or the process ends."""
     while True:
-        draft = target.parent / f".{target.name}.{secrets.token_hex(4)}.partial"
+        draft = named()
         try:
             draft.mkdir(mode=0o700)
             lock = _locked(draft)
@@ -190,15 +295,34 @@ def _locked(draft: Path) -> int | None:
     return None
 
 
-def _sweep(target: Path) -> None:
-    """Remove the drafts for `target` that no living process has locked."""
-    ours = re.compile(re.escape(f".{target.name}.") + r"[a-z0-9_]{8}\.partial")
-    for name in [name for name in os.listdir(target.parent) if ours.fullmatch(name)]:
+def sweep_drafts(folder: Path) -> None:
+    """Remove the drafts of killed runs in a folder that is trtship's own, whatever they were for; once a process."""
+    _sweep_once(folder, re.compile(r"\..+\." + DRAFT))
+
+
+_swept: set[Path] = set()
+
+
+def _sweep_once(parent: Path, names: re.Pattern[str]) -> None:
+    """`_sweep`, once for each folder in the life of this process."""
+    if parent not in _swept:
+        _swept.add(parent)
+        _sweep(parent, names)
+
+
+def _sweep(parent: Path, names: re.Pattern[str]) -> None:
+    """Remove this user's folders of such names that no living process has locked."""
+    try:
+        found = [entry.name for entry in os.scandir(parent) if names.fullmatch(entry.name)]
+    except OSError:  # whoever writes there is told
+        return
+    for name in found:
         with suppress(OSError):
-            lock = os.open(target.parent / name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            lock = os.open(parent / name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(target.parent / name)
+                if os.fstat(lock).st_uid == os.geteuid():
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(parent / name)
             finally:
                 os.close(lock)
 
@@ -308,7 +432,35 @@ def check_writable(target: Path, *, do: str = ELSEWHERE) -> None:
 
 
 def cache_root() -> Path:
-    """`$TRTSHIP_CACHE`, or `trtship` under `$XDG_CACHE_HOME` or `~/.cache`."""
+    """Return `$TRTSHIP_CACHE`, or `trtship` under `$XDG_CACHE_HOME` or `~/.cache`. A user without a home (a container's
+    numbered user) has it among the temporary files, in a folder of their own."""
     if own := os.environ.get("TRTSHIP_CACHE"):
         return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trtship"
+    if given := os.environ.get("XDG_CACHE_HOME"):
+        return Path(given) / "trtship"
+    try:
+        return Path.home() / ".cache" / "trtship"
+    except RuntimeError:  # neither HOME nor an entry in passwd
+        return _cache_without_a_home()
+
+
+def _cache_without_a_home() -> Path:
+    """Raises OutputError where somebody else made the folder: what is in the cache is trusted."""
+    place = Path(tempfile.gettempdir()) / f"trtship-cache-{os.geteuid()}"
+    try:
+        with suppress(FileExistsError):
+            place.mkdir(mode=0o700)
+        found = place.lstat()
+    except OSError as error:
+        raise _no_cache(place, error.strerror or str(error)) from error
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
+        raise _no_cache(place, "others may write there")
+    return place
+
+
+def _no_cache(place: Path, why: str) -> OutputError:
+    return OutputError(
+        "there is no place for the cache",
+        why=f"this user has no home, and {place} cannot be used: {why}",
+        do="set TRTSHIP_CACHE to a folder of your own",
+    )

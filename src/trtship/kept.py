@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from trtship.errors import OutputError
-from trtship.files import whole_file
+from trtship.files import read_regular, whole_file
 
 NONE, KEPT = "none kept", "kept"
 _DIGEST_BYTES = hashlib.sha256().digest_size
@@ -27,7 +27,7 @@ class Kept:
     def load(self) -> bytes:
         """What was kept; nothing where there is none. A file that is not as it was written is discarded."""
         try:
-            data = self.file.read_bytes()
+            data = read_regular(self.file)
         except OSError:
             return b""
         head = len(self._magic) + _DIGEST_BYTES

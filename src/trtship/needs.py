@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 from typing import Any
 
-from trtship.errors import DependencyError
+from trtship.errors import DependencyError, MachineError
 
 # extra -> the modules that it brings and that are imported at the moment of use; None: trtship itself
 BROUGHT_BY: dict[str | None, tuple[str, ...]] = {
@@ -19,6 +20,10 @@ BROUGHT_BY: dict[str | None, tuple[str, ...]] = {
     "tensorrt": ("tensorrt",),
     "sign": ("model_signing",),
 }  # fmt: skip
+
+
+_LIMITED = re.compile(r"failed to map segment|cannot allocate memory|too many open files", re.IGNORECASE)
+"""How the loader says that the process may have no more."""
 
 
 def keep_quiet() -> None:
@@ -48,4 +53,7 @@ def need(module: str, *, purpose: str) -> Any:
             isinstance(error, ModuleNotFoundError) and error.name is not None and error.name.split(".")[0] == package
         )
         why = f"{purpose} needs the package {package}, which is not installed" if absent else str(error)
+        if not absent and _LIMITED.search(str(error)):
+            do = "free some memory, or raise the limits of this process (ulimit -a shows them)"
+            raise MachineError(f"too little memory, or too few files, to import {module}", why=why, do=do) from error
         raise DependencyError(f"cannot import {module}", why=why, do=remedy(module)) from error

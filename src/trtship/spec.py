@@ -164,7 +164,7 @@ class TensorSpec(Record, frozen=True):
         """`"ids=BxL:int64"`; the dtype is float32 unless said. Raises SpecError."""
         match = re.fullmatch(r"([^=:\s]+)=([0-9A-Za-z]+(?:x[0-9A-Za-z]+)*)(?::([a-z0-9]+))?", text)
         sizes = match[2].split("x") if match else []
-        if not match or not all(re.fullmatch(r"[1-9][0-9]*|[A-WYZa-wyz]", s) for s in sizes):
+        if not match or not all(re.fullmatch(r"[1-9][0-9]{0,8}|[A-WYZa-wyz]", s) for s in sizes):
             raise SpecError(
                 f"--input {text!r} is no input",
                 why="it takes NAME=SIZExSIZE[:DTYPE], each size a whole number or one letter for a dynamic size",

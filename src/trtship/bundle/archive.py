@@ -28,6 +28,7 @@ from trtship.errors import BundleCorruptError, BundleError, OutputError
 from trtship.files import (
     check_writable,
     copy_hashed,
+    named_path,
     open_regular,
     read_bounded,
     refuse_to_replace,
@@ -106,8 +107,10 @@ def unpack_bundle(
     of its folder, holds links or other things that are no plain files, or more than `max_mib`; BundleCorruptError where
     a hash is wrong; OutputError where the folder exists (`force` replaces a bundle) or cannot be written.
     """
-    archive = Path(archive)
-    folder = Path(target) if target is not None else archive.with_name(archive.name.removesuffix(SUFFIX))
+    archive = named_path(archive, "the archive")
+    folder = (
+        named_path(target, "the folder") if target is not None else archive.with_name(archive.name.removesuffix(SUFFIX))
+    )
     _check_place(folder, archive, force=force)
     with _reading(archive), open_regular(archive) as file:
         check_directory(file, archive)

@@ -20,7 +20,16 @@ from trtship.bundle.names import MANIFEST, REPORT, SIGNATURE
 from trtship.bundle.reference_files import check_npy, check_reference
 from trtship.bundle.stage_reports import read_report
 from trtship.errors import BundleCorruptError, BundleError, OutputError, SpecError
-from trtship.files import NotRegularError, copy_hashed, locked, open_regular, read_bounded, sha256_of, whole_file
+from trtship.files import (
+    NotRegularError,
+    copy_hashed,
+    locked,
+    named_path,
+    open_regular,
+    read_bounded,
+    sha256_of,
+    whole_file,
+)
 from trtship.progress import SILENT, Progress
 from trtship.verify import Reference, Verdict
 
@@ -39,7 +48,7 @@ def folder_of(bundle: object) -> Path:
             why=f"it is a {type(bundle).__name__}",
             do="pass the path of its folder",
         )
-    return Path(bundle)
+    return named_path(bundle, "the bundle")
 
 
 class Bundle(msgspec.Struct, frozen=True):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -85,7 +84,7 @@ class BundleSession(Session):
         thread too. Cancelling it forgets the results; a run that has begun comes to its end."""
         if kind_of(images) is None and not isinstance(images, Mapping):
             work = partial(self, images, out=out)
-            return await asyncio.get_running_loop().run_in_executor(self._executor(), work)
+            return await self._in_thread(work)
         feeds = images if isinstance(images, Mapping) else self._named(images)
         running = super().ainfer(feeds, out=out) if self._checks else self._session.ainfer(feeds, out=out)
         return self._unwrap(await running)

@@ -23,6 +23,7 @@ from trtship.session.base import Session
 from trtship.session.cuda import Cuda
 from trtship.session.onnxruntime import OnnxRuntimeSession
 from trtship.session.tensorrt import TensorRTSession
+from trtship.terminal import shown
 
 Runtime = Literal["auto", "tensorrt", "onnxruntime"]
 
@@ -117,7 +118,7 @@ def _check_device(device: int, gpus: tuple[Gpu, ...]) -> None:
 def _tell(progress: Progress, text: str) -> None:
     """A note, or a RuntimeWarning where nobody listens to notes."""
     if progress is SILENT:
-        warnings.warn(text, RuntimeWarning, stacklevel=2)
+        warnings.warn(shown(text), RuntimeWarning, stacklevel=2)
     else:
         progress.note(text)
 

@@ -1,6 +1,7 @@
 """What a verb may print: results on stdout, progress, notes and errors on stderr.
 
-With `--json`, stdout gets one JSON document, and nothing else. rich is imported at the first print.
+With `--json`, stdout gets one JSON document, and nothing else. rich is imported at the first print. All text is
+written by way of `shown` or `shown_json`: control characters from outside never reach the terminal.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ import os
 import sys
 from typing import Any, Self
 
+from trtship.cli.streams import plain
 from trtship.errors import OutputError, TrtshipError
 from trtship.progress import Progress
+from trtship.terminal import shown, shown_json
 
 
 class Console:
@@ -29,7 +32,7 @@ class Console:
         self._gone = False
 
     def __enter__(self) -> Self:
-        stream = sys.stdout
+        stream = plain(sys.stdout)
         if self.json and stream is sys.__stdout__ and stream is not None:
             stream.flush()
             self._kept = os.dup(1)
@@ -49,13 +52,17 @@ class Console:
         if self.json:
             return
         if isinstance(renderable, str):
-            self._write(renderable + "\n")
+            self._write(shown(renderable) + "\n")
             return
         from rich.console import Console as Rich
+        from rich.segment import Segment, Segments
 
         # not straight to stdout: where its reader has gone, rich ends the process with exit code 1
         page, live = _Page(sys.stdout.encoding), sys.stdout.isatty()
-        Rich(file=page, force_terminal=live, width=None if live else 120, highlight=False).print(renderable)
+        rich = Rich(file=page, force_terminal=live, width=None if live else 120, highlight=False)
+        # the escape sequences that rich itself writes are of the segments' styles, not of their text
+        segments = [Segment(shown(one.text), one.style, one.control) for one in rich.render(renderable)]
+        rich.print(Segments(segments), end="")
         self._write(page.getvalue())
 
     def result(self, value: object) -> None:
@@ -64,7 +71,7 @@ class Console:
             from trtship.spec import to_json
 
             self._said = True
-            self._write(to_json(value).decode())
+            self._write(shown_json(to_json(value).decode()))
 
     def _write(self, text: str) -> None:
         """On stdout: a reader that has gone (`| head`) is no error, a full disk is."""
@@ -72,11 +79,12 @@ class Console:
             return
         try:
             if self._kept is None:
-                sys.stdout.write(text)
-                sys.stdout.flush()
+                stdout = plain(sys.stdout)  # it is shown already, and styled where that is a terminal
+                stdout.write(text)
+                stdout.flush()
             else:
-                with os.fdopen(os.dup(self._kept), "w", encoding="utf-8") as stdout:
-                    stdout.write(text)
+                with os.fdopen(os.dup(self._kept), "w", encoding="utf-8") as kept:
+                    kept.write(text)
         except OSError as error:
             self._gone = True
             if self._kept is None:  # what is left in the buffer would fail again when Python exits

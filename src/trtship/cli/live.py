@@ -13,8 +13,10 @@ from rich.console import RenderableType
 from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
+from trtship.cli.streams import plain, show_streams
 from trtship.cli.tables import table
 from trtship.progress import Progress
+from trtship.terminal import shown
 
 
 class _BarsBelow(Bars):
@@ -29,28 +31,31 @@ class _BarsBelow(Bars):
 
 
 class LiveProgress(Progress):
-    """Stages may nest; the innermost is what `step` moves."""
+    """Stages may nest; the innermost is what `step` moves. Texts may be from outside: none is markup, and control
+    characters are escapes."""
 
     def __init__(self) -> None:
-        self._rich = Rich(stderr=True, highlight=False, soft_wrap=True)
+        self._rich = Rich(file=plain(sys.stderr), highlight=False, soft_wrap=True)
         self._bars: _BarsBelow | None = None
         self._table: RenderableType | None = None
         self._stack: list[tuple[str, float, TaskID | None]] = []
 
     def started(self, name: str, detail: str) -> None:
+        name, detail = shown(name), shown(detail)
         task: TaskID | None = None
         if self._rich.is_terminal:
             if self._bars is None:
-                columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24))
+                columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(bar_width=24))
                 self._bars = _BarsBelow(
                     *columns,
                     TimeElapsedColumn(),
-                    TextColumn("[dim]{task.fields[phase]}"),
+                    TextColumn("{task.fields[phase]}", style="dim", markup=False),
                     console=self._rich,
                     transient=True,
                 )
                 self._bars.above = self._table
                 self._bars.start()
+                show_streams()  # rich has put streams of its own in their place, and puts them back when it stops
             task = self._bars.add_task(f"{name} {detail}".strip(), total=None, phase="")
         else:
             self._line(f"{'  ' * len(self._stack)}{name} {detail}".rstrip() + " ...")
@@ -75,7 +80,7 @@ class LiveProgress(Progress):
 
     def step(self, done: float, text: str = "") -> None:
         if self._bars is not None and self._stack and (task := self._stack[-1][2]) is not None:
-            self._bars.update(task, total=1.0, completed=min(max(done, 0.0), 1.0), phase=text[:60])
+            self._bars.update(task, total=1.0, completed=min(max(done, 0.0), 1.0), phase=shown(text)[:60])
 
     def close(self) -> None:
         if self._bars is not None:
@@ -83,6 +88,7 @@ class LiveProgress(Progress):
             self._bars = None
 
     def _line(self, text: str) -> None:
+        text = shown(text).replace("\n", "\n" + "  " * (len(self._stack) + 1))  # no text can pose as another line
         if self._bars is not None:
             self._bars.console.print(text, markup=False)
         else:

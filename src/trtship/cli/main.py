@@ -6,21 +6,24 @@ Each verb is a module here, `_` for `-`, with `HELP`, `EXAMPLE`, `add_arguments(
 
 from __future__ import annotations
 
+from trtship.cli import stop
+
+stop.install_at_start()
+
+# ruff: noqa: E402 - a signal may come while all of this is imported
 import argparse
 import difflib
 import errno
 import importlib
-import io
-import os
-import signal
 import sys
-from collections.abc import Sequence
-from types import FrameType
+from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 from trtship import __version__
 from trtship.cli.console import Console
-from trtship.errors import Cancelled, DependencyError, TrtshipError, UserError
+from trtship.cli.limits import RAISE, check_limits, exhausted
+from trtship.cli.streams import restore_streams, show_streams
+from trtship.errors import DependencyError, MachineError, TrtshipError, UserError
 from trtship.files import NotRegularError
 from trtship.needs import keep_quiet, remedy
 
@@ -38,9 +41,10 @@ SURROUNDINGS = {
     errno.ENAMETOOLONG: "use a shorter name",
     errno.ELOOP: "mend the symbolic links in it",
     errno.EIO: "check the disk",
-    errno.EMFILE: "raise the limit on open files (ulimit -n)",
 }
 """What goes wrong around trtship, whatever it was doing, and what helps."""
+LIMITS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN}
+"""What the machine grants no more of."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -52,8 +56,8 @@ class _Parser(argparse.ArgumentParser):
     def parse(self, argv: Sequence[str]) -> argparse.Namespace:
         """Raises UserError, which points to the verb's own help for options that it does not have."""
         found, extra = self.parse_known_args(argv)
+        verb = next(one.choices[found.verb] for one in self._actions if one.dest == "verb" and one.choices)  # type: ignore[index]
         if extra:
-            verb = next(one.choices[found.verb] for one in self._actions if one.dest == "verb" and one.choices)  # type: ignore[index]
             options = [option for action in verb._actions for option in action.option_strings]
             near = difflib.get_close_matches(extra[0].split("=")[0], options, n=1)
             raise UserError(
@@ -61,6 +65,7 @@ class _Parser(argparse.ArgumentParser):
                 why="it has no such option, or too many arguments",
                 do=(f"did you mean {near[0]}? " if near else "") + f"see {verb.prog} --help",
             )
+        _check_values(verb, found)
         return found
 
 
@@ -93,20 +98,63 @@ def _parser() -> _Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit code."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    _stops.clear()
-    _mend_streams()
+    """Run one command; returns its exit code. Without `argv` it is the command of this very process, which ends with
+    it: signals are ignored from then on, and a command that was cancelled ends the process itself."""
+    ours, argv = argv is None, list(sys.argv[1:] if argv is None else argv)
+    handlers = stop.install()
+    show_streams()
+    try:
+        code = _main(argv)
+    except KeyboardInterrupt:  # between the blocks that await it
+        stop.reporting()
+        code = _report(KeyboardInterrupt(), Console(json="--json" in argv), debug=False)
+    if ours:
+        return stop.leave(code)
+    restore_streams()
+    stop.restore(handlers)
+    return code
+
+
+def _main(argv: list[str]) -> int:
     keep_quiet()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
-            signal.signal(number, _stop)
     with Console(json="--json" in argv, quiet="--quiet" in argv) as console:
         try:
             arguments = _parser().parse(argv)
-            return int(arguments.run(arguments, console))
+            check_limits()
+            code = int(arguments.run(arguments, console))
+            stop.reporting()
+            return code
         except (Exception, KeyboardInterrupt) as error:
+            stop.reporting()
             return _report(error, console, debug="--debug" in argv)
+
+
+def _check_values(verb: argparse.ArgumentParser, found: argparse.Namespace) -> None:
+    """Raises UserError for what no option means: an empty text (a path that came out empty in a script would be the
+    current folder), and a number beyond what the libraries take."""
+    for action in verb._actions:
+        given = getattr(found, action.dest, None)
+        name = "/".join(action.option_strings) or str(action.metavar or action.dest)
+        for value in given if isinstance(given, list | tuple) else [given]:
+            if isinstance(value, str) and not value.strip():
+                raise UserError(
+                    f"{verb.prog}: {name} is empty", why="it was given as an empty text", do="name one, or leave it out"
+                )
+            if isinstance(value, int) and abs(value) >= 2**63:
+                raise UserError(
+                    f"{verb.prog}: {name} is too large",
+                    why="it takes whole numbers of 64 bits",
+                    do="name a smaller one",
+                )
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error and those that it came from."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__  # type: ignore[assignment]
 
 
 def _report(error: BaseException, console: Console, *, debug: bool) -> int:
@@ -125,40 +173,25 @@ def _report(error: BaseException, console: Console, *, debug: bool) -> int:
 
 def _explain(error: BaseException) -> TrtshipError:
     """The error as the user should read it."""
-    if isinstance(error, KeyboardInterrupt) or _stops:
+    if isinstance(error, KeyboardInterrupt) or stop.stops:
         # whatever it became on its way here: packages turn it into an ImportError, for one
-        why = _stops[0] if _stops and _stops[0] != "SIGINT" else "Ctrl-C"
-        return Cancelled("cancelled", why=why, do="run it again: nothing half-made was left behind")
+        return stop.cancelled()
     if isinstance(error, TrtshipError):
         return error
     if isinstance(error, NotRegularError):
         return UserError(f"cannot read {error.filename}", why=error.strerror or str(error), do="name a regular file")
+    if isinstance(error, OSError) and error.errno in LIMITS:
+        return MachineError("this machine gave no more of what was asked for", why=str(error), do=RAISE)
     if isinstance(error, OSError) and error.errno in SURROUNDINGS:
         what = f"cannot use {error.filename}" if error.filename else "reading or writing failed"
         return UserError(what, why=error.strerror or str(error), do=SURROUNDINGS[error.errno])
     if isinstance(error, ModuleNotFoundError) and error.name and error.name.split(".")[0] != "trtship":
         return DependencyError(f"this Python lacks the package {error.name}", why=str(error), do=remedy(error.name))
+    for one in _causes(error):
+        if (limit := exhausted(one)) is not None:
+            return limit
     return TrtshipError(
         f"trtship failed in a way it should not: {type(error).__name__}: {error}",
         why="this is a bug in trtship",
         do="run again with --debug and report the traceback, please",
     )
-
-
-def _mend_streams() -> None:
-    """Streams that the caller closed become /dev/null; letters that a stream cannot show are written as escapes."""
-    for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if stream is None:
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - open until the process ends
-        elif isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-
-
-_stops: list[str] = []
-"""The signals that told this process to end."""
-
-
-def _stop(signum: int, frame: FrameType | None) -> None:
-    _stops.append(signal.Signals(signum).name)
-    raise KeyboardInterrupt(_stops[-1])

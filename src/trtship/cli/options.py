@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from trtship.bundle.signature import Trust
     from trtship.sources import SourceOptions
 
+LARGEST = 2**31 - 1
+"""The largest whole number that an option takes."""
 SOURCES = "timm/NAME, torchvision/NAME, transformers/PATH_OR_NAME, path/to/file.py:factory, or model.onnx"
 
 
@@ -226,9 +228,11 @@ def add_quantization(parser: argparse.ArgumentParser) -> None:
 
 
 def positive(text: str, option: str) -> int:
-    """A whole number of at least 1. Raises SpecError."""
-    if not text.isdecimal() or int(text) < 1:
+    """Return a whole number of at least 1 and at most `LARGEST`. Raises SpecError."""
+    if not text.isdecimal() or len(text) > len(str(LARGEST)) or not 1 <= int(text) <= LARGEST:
         raise SpecError(
-            f"{option} {text!r} is no number of things", why="it takes a whole number, 1 or more", do="name one"
+            f"{option} {text[:40]!r} is not a number of things",
+            why=f"it takes a whole number from 1 to {LARGEST}",
+            do="name one",
         )
     return int(text)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from trtship.terminal import shown
+
 if TYPE_CHECKING:
     from trtship.input_values import TriedInput
     from trtship.verify import Verdict
@@ -30,16 +32,21 @@ def on_inputs(inputs: Sequence[TriedInput]) -> str:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str = "") -> Any:
-    """A rich table of plain text: square brackets in it are no markup."""
+    """A rich table of plain text: square brackets in it are no markup, control characters are escapes."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    found = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title or None, title_justify="left", title_style="bold")
+    found = Table(
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        title=Text(shown(title), style="bold") if title else None,
+        title_justify="left",
+    )
     for name in columns:
-        found.add_column(Text(name), overflow="fold")
+        found.add_column(Text(shown(name)), overflow="fold")
     for row in rows:
-        found.add_row(*(Text(cell) for cell in row))
+        found.add_row(*(Text(shown(cell)) for cell in row))
     return found
 
 

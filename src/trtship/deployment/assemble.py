@@ -19,6 +19,7 @@ from trtship.deployment.options import DeployOptions, versions
 from trtship.deployment.stages import GRAPH, PLAN, REPORT, Stages
 from trtship.deployment.stages.graphs import ModelReport
 from trtship.engine import LAYERS_FILE
+from trtship.files import check_room
 from trtship.gpu import list_gpus
 from trtship.input_ranges import tried_inputs
 from trtship.input_values import TriedInput
@@ -32,6 +33,7 @@ def assemble(
 ) -> Manifest:
     """Fill the empty folder `draft` with a bundle that has no verdicts yet; returns its manifest. `choice` is how its
     precision was found."""
+    check_room(draft, _large_files(common, made))
     names = _lay_out(draft, common, made)
     if choice is not None:
         (draft / CANDIDATES).write_bytes(to_json(choice))
@@ -41,6 +43,15 @@ def assemble(
     manifest = _manifest(stages, common, made, name=name, names=names, folder=draft)
     write_manifest(draft, manifest)
     return manifest
+
+
+def _large_files(common: Common, made: Made) -> list[Path]:
+    """The graphs, the plan and the reference: nearly all that a bundle takes."""
+    same = made.way.precision.graph_dtype == "float32"
+    entries = (common.fast,) if same else (common.fast, made.typed)
+    graphs = [entry.folder / file for entry in entries for file in entry.files if file.startswith(GRAPH)]
+    reference = [file for file in (common.original.folder / "reference").rglob("*") if file.is_file()]
+    return [*graphs, made.plan.folder / PLAN, *reference]
 
 
 class _Names(msgspec.Struct, frozen=True):

@@ -27,7 +27,7 @@ from trtship.deployment.stages.plan import verify
 from trtship.deployment.way import Way
 from trtship.engine import check_can_build
 from trtship.family import choose_family
-from trtship.files import whole_folder
+from trtship.files import named_path, whole_folder
 from trtship.input_files import SampleSource, source_of
 from trtship.input_values import TriedInput
 from trtship.passes.registry import ALL
@@ -116,6 +116,16 @@ def deploy(
     MachineError when this machine lacks something. In each case nothing is left at `output` that was not there.
     """
     specs, given = _specs_or_inputs(inputs)
+    paths = {
+        "checkpoint": checkpoint,
+        "eval_dir": eval_dir,
+        "labels": labels,
+        "calib_dir": calib_dir,
+        "keep_failed": keep_failed,
+    }
+    for name, path in paths.items():
+        if path is not None:
+            named_path(path, name)
     options = DeployOptions.parse(
         SourceOptions(
             source=source,
@@ -176,7 +186,7 @@ def run_deploy(
     progress: Progress = SILENT,
 ) -> DeployResult:
     """`deploy`, its options already parsed; `given` are real inputs, where the options' files do not have them."""
-    output = Path(output)
+    output = named_path(output, "output")
     begun = time.monotonic()
     given = options.given if given is None else given
     options.check(given)

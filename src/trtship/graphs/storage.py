@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from trtship.errors import GraphError
 from trtship.files import draft_beside
+from trtship.graphs.wellformed import check_wellformed
 from trtship.needs import need
 
 if TYPE_CHECKING:
@@ -20,12 +21,15 @@ EXTERNAL_OVER = 2**31 - 2**26
 
 def load_graph(path: Path) -> onnx_ir.Model:
     """The graph at `path`; external data stays on disk until it is used. Raises GraphError."""
-    ir = need("onnx_ir", purpose="reading an ONNX graph")
+    ir, onnx = need("onnx_ir", purpose="reading an ONNX graph"), need("onnx", purpose="reading an ONNX graph")
     if not path.is_file():
         raise GraphError(f"there is no ONNX file {path}", why="no such file", do="check the path")
     try:
-        model: onnx_ir.Model = ir.load(path)
-        missing = [file for file in _external_files(model, path) if not file.is_file()]
+        proto = onnx.load_model(path, load_external_data=False)
+        if proto.graph.output:
+            check_wellformed(proto, path)
+        model: onnx_ir.Model = ir.serde.deserialize_model(proto)
+        ir.external_data.set_base_dir(model.graph, path.parent)
     except GraphError:
         raise
     except Exception as error:
@@ -36,12 +40,6 @@ def load_graph(path: Path) -> onnx_ir.Model:
             f"{path} is no ONNX file",
             why="it has no outputs, so it is text, or something else",
             do="name a file that torch.onnx.export wrote",
-        )
-    if missing:
-        raise GraphError(
-            f"{path} lacks its external data",
-            why=f"{missing[0].name} is not beside it",
-            do="copy it from where the graph was written",
         )
     return model
 

@@ -19,7 +19,9 @@ from trtship.errors import GateError, SpecError
 from trtship.needs import need
 from trtship.progress import SILENT, Progress
 from trtship.scale.speeds import right_on_cuda
+from trtship.session.onnxruntime import CPU
 from trtship.session.onnxruntime import SILENT as FATAL_ONLY
+from trtship.session.trial import Trials, Way
 from trtship.spec import Precision, TensorSpec, as_plain, batch_range
 from trtship.verify import compare
 
@@ -87,7 +89,9 @@ def _graph(bundle: Bundle, because: str, progress: Progress) -> Served:
     if (inputs, outputs) != (m.plan_inputs, m.plan_outputs):
         why.append("its inputs and outputs are the model's own types, not those that the plan was asked for")
     if reason:
-        why.append(f"onnxruntime's optimizations are held at {dict(LEVELS)[level]}: it refused its own ({reason})")
+        why.append(
+            f"onnxruntime's optimizations are held at {dict(LEVELS)[level]}: it failed with more of them ({reason})"
+        )
     known = "was right too when it was benched" if on_cuda else "has not been tried"
     why.append(f"it gave the bundle's reference on onnxruntime's CPU provider here; on its CUDA provider it {known}")
     data = {f"model.onnx{one[len(name) :]}": one for one in m.files if one.startswith(name)}
@@ -120,15 +124,19 @@ def _refuse_failed(bundle: Bundle, subject: str) -> None:
 def level_for(path: Path) -> tuple[int, str]:
     """The highest level at which onnxruntime loads the graph, and why it does not at the one above: its fusions make
     graphs of mixed types that it then refuses itself (1.32 does so of a LayerNorm in fp32 that is scaled in fp16).
-    Raises GateError where none does."""
+    A graph that onnxruntime may crash on is opened in a process of its own first. Raises GateError where none does."""
     ort = need("onnxruntime", purpose="trying the graph that Triton will run")
+    trials = Trials(path, name=path.name, version=ort.__version__)
     reason = ""
     for level, constant in LEVELS:
+        if crash := trials.crash(Way((CPU,), constant)):
+            reason = reason or crash
+            continue
         options = ort.SessionOptions()
         options.log_severity_level = FATAL_ONLY
         options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, constant)
         try:
-            ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            ort.InferenceSession(str(path), options, providers=[CPU])
         except Exception as error:
             reason = reason or " ".join(str(error).split())[:300]
             continue

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from operator import index
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 
@@ -31,15 +31,17 @@ from trtship.spec import ShapeRange, TensorSpec, batch_letter
 
 __all__ = ["Array", "Session", "dtype_name", "is_torch"]
 
+T = TypeVar("T")
 CLOSED = "closed"
 CALLS = 256
 """Combinations of dtypes, shapes and places that are remembered."""
 
 
 def is_torch(array: Array) -> bool:
-    """Whether it is a torch tensor; where torch was never imported, nothing is."""
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(array, torch.Tensor)
+    """Whether it is a torch tensor; where torch was never imported, nothing is. Nor is anything while another thread
+    imports it: its module is there before its contents are."""
+    tensor = getattr(sys.modules.get("torch"), "Tensor", None)
+    return tensor is not None and isinstance(array, tensor)
 
 
 def dtype_name(array: Array) -> str:
@@ -108,8 +110,7 @@ class Session(ABC):
         """As `infer`, without keeping the event loop from its other work. Cancelling it forgets the results; a run that
         has begun comes to its end."""
         call, arrays = self._call(feeds)
-        work = self._start(call, arrays, out)
-        return await asyncio.get_running_loop().run_in_executor(self._executor(), work)
+        return await self._in_thread(self._start(call, arrays, out))
 
     def map(self, batches: Iterable[Mapping[str, Array]], *, ahead: int = 2) -> Iterator[dict[str, Array]]:
         """The outputs of each of `batches`, in order. A plan on a GPU takes and runs up to `ahead` more meanwhile:
@@ -211,7 +212,14 @@ class Session(ABC):
                 call = self._calls.get(key)
                 if call is not None and (len(names) == 1 or all(kind_of(array) is kind for array in arrays)):
                     return call, arrays
-        except (KeyError, AttributeError, TypeError, BufferError, InputError):  # not the names, or not of one kind
+        except (
+            KeyError,
+            AttributeError,
+            TypeError,
+            BufferError,
+            RuntimeError,
+            InputError,
+        ):  # names, or kinds, or no sizes
             key = None
         call = checked(self.inputs, self.ranges, feeds, letter=splits_by(self.inputs, self.outputs, self.ranges))
         arrays = [feeds[name] for name in names]
@@ -249,6 +257,17 @@ class Session(ABC):
                 self._threads = ThreadPoolExecutor(self.workers, thread_name_prefix="trtship-session")
             return self._threads
 
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        """What `work` returns, from a thread of the session's. Raises InputError where it is closed meanwhile."""
+        threads = self._executor()
+        try:
+            future = asyncio.get_running_loop().run_in_executor(threads, work)
+        except RuntimeError:  # "cannot schedule new futures after shutdown"
+            if self.unusable:
+                raise self._unusable() from None
+            raise
+        return await future
+
     def _plainly(self, call: Call, arrays: list[Array], out: Any) -> dict[str, Array]:
         """Through `_run`, which knows numpy and torch; other arrays on the host are numpy's views of them there."""
         kind, foreign = call.kind, call.kind is not NUMPY and not is_torch(arrays[0])
@@ -260,7 +279,12 @@ class Session(ABC):
                 array if whole or spec.shape[:1] != self.inputs[0].shape[:1] else array[begin:end]
                 for spec, array in zip(self.inputs, taken, strict=True)
             ]
-            parts.append(self._run(dict(zip(self._names, some, strict=True))))
+            try:
+                parts.append(self._run(dict(zip(self._names, some, strict=True))))
+            except Exception as error:
+                if self.unusable == CLOSED and not isinstance(error, InputError):  # what it ran on was taken away
+                    raise self._unusable() from error
+                raise
             begin = end
         results = parts[0] if len(parts) == 1 else {name: _joined([part[name] for part in parts]) for name in parts[0]}
         if foreign:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,12 +14,14 @@ from trtship.needs import need
 from trtship.session.base import Array, Session, is_torch
 from trtship.session.cores import bounded_cores
 from trtship.session.cuda import STICKY
+from trtship.session.trial import Trials, Way, without_crash
 from trtship.spec import TensorSpec
 
 Providers = Literal["cpu", "cuda", "auto"]
 
 CUDA = "CUDAExecutionProvider"
 CPU = "CPUExecutionProvider"
+ENABLE_ALL, DISABLE_ALL = "ORT_ENABLE_ALL", "ORT_DISABLE_ALL"
 SILENT = 4
 """Log severity: only what is fatal. Every error is raised as well, and the command line prints it once."""
 
@@ -64,15 +68,16 @@ class OnnxRuntimeSession(Session):
         ort = need("onnxruntime", purpose="running an ONNX graph")
         self._name = name or ("the graph" if isinstance(graph, bytes) else str(graph))
         self._gpu = device
-        levels = ort.GraphOptimizationLevel
-        level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
-        places: list[list[Any]] = [[CPU]]
+        level = ENABLE_ALL if optimize else DISABLE_ALL
+        places: list[tuple[Any, ...]] = [(CPU,)]
         if _wants_cuda(ort, providers):
-            places.insert(0, [(CUDA, _cuda_options(device, memory_limit)), CPU])
+            places.insert(0, ((CUDA, _cuda_options(device, memory_limit)), CPU))
         # Seen with 1.32: its LayerNormFusion makes a graph of mixed types that it then refuses itself.
-        ways = [(place, at) for place in places for at in (level, levels.ORT_DISABLE_ALL)]
-        self._session, problem = _open(ort, graph, ways, threads)
+        ways = [Way(place, at) for place in places for at in dict.fromkeys((level, DISABLE_ALL))]
+        self._session, way, problem = self._open(ort, graph, ways, threads)
         if self._session is None:
+            if isinstance(problem, TrtshipError):
+                raise problem
             raise GraphError(
                 f"onnxruntime cannot load {self._name}",
                 why=_reason(problem),
@@ -83,15 +88,60 @@ class OnnxRuntimeSession(Session):
             missing = "its CUDA provider did not start: the GPU, or a CUDA library that it needs, is missing"
             raise _no_cuda(f"its CUDA provider failed: {_reason(problem)}" if problem else missing)
         self.runtime = f"onnxruntime {ort.__version__}, {self.device.upper()}"
+        if isinstance(problem, TrtshipError):  # a crash, in a process of its own
+            how = f"its {way.without[0]}" if way.without else "its optimizations"
+            self.runtime += f", without {how}, which crashes on this graph"
         self.inputs = tuple(_spec_of(value) for value in self._session.get_inputs())
         self.outputs = tuple(_spec_of(value) for value in self._session.get_outputs())
 
+    def _open(
+        self, ort: Any, graph: Path | str | bytes, ways: list[Way], threads: int | None
+    ) -> tuple[Any, Way, Exception | None]:
+        """The session by the first of `ways` that works, None where none does; that way; and why the first one did not.
+        A graph that may crash onnxruntime is opened in a process of its own first.
+
+        Raises GpuMemoryError and GpuFaultError: what the GPU has no room for, or failed in for good, is not taken to
+        the CPU.
+        """
+        problem: Exception | None = None
+        trials = None
+        if ways[0].level != DISABLE_ALL:  # all known crashes are in the optimizations
+            trials = _trials(ort, graph, self._name)
+            if trials is not None:
+                ways = without_crash(ways)
+        for way in ways:
+            if trials is not None and (crash := trials.crash(way)):
+                problem = problem or crashed(self._name, crash)
+                continue
+            if way.without and not isinstance(problem, TrtshipError):
+                continue  # with all of its optimizations, it did not crash
+            options = ort.SessionOptions()
+            options.log_severity_level = SILENT
+            options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, way.level)
+            options.intra_op_num_threads = threads or bounded_cores() or 0  # 0: onnxruntime chooses
+            try:  # its own fallback takes to the CPU whatever fails, and prints that on stdout
+                with utf8_path(graph) as source:
+                    session = ort.InferenceSession(
+                        source,
+                        options,
+                        providers=list(way.providers),
+                        enable_fallback=0,
+                        **({"disabled_optimizers": list(way.without)} if way.without else {}),
+                    )
+                return session, way, problem
+            except Exception as error:
+                if way.providers != (CPU,):
+                    _check_gpu(error)
+                problem = problem or error
+        return None, ways[-1], problem
+
     def _run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        session = self._opened()
         try:
             if any(is_torch(array) for array in feeds.values()):
                 return self._run_torch(feeds)
             names = [spec.name for spec in self.outputs]
-            return dict(zip(names, self._session.run(names, dict(feeds)), strict=True))
+            return dict(zip(names, session.run(names, dict(feeds)), strict=True))
         except TrtshipError:
             raise
         except Exception as error:
@@ -103,6 +153,13 @@ class OnnxRuntimeSession(Session):
                 why=_reason(error),
                 do="check whether the model takes these sizes, or export it again",
             ) from error
+
+    def _opened(self) -> Any:
+        """onnxruntime's session. Raises InputError where `close` came meanwhile."""
+        session = self._session
+        if session is None:
+            raise self._unusable()
+        return session
 
     def _run_torch(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Bind the tensors where they lie, and take the outputs over by DLPack: no copy on either side."""
@@ -119,8 +176,9 @@ class OnnxRuntimeSession(Session):
                 f"the tensors are on cuda:{index}, and this session runs on cuda:{self._gpu}",
                 "moving them would cost a copy that you did not ask for",
             )
-        tensors = {name: tensor.detach().contiguous() for name, tensor in feeds.items()}
-        binding = self._session.io_binding()
+        tensors = {name: tensor.detach().resolve_neg().contiguous() for name, tensor in feeds.items()}
+        session = self._opened()
+        binding = session.io_binding()
         for spec in self.inputs:
             tensor = tensors[spec.name]
             kind = ONNX_TYPES[spec.dtype]
@@ -130,7 +188,7 @@ class OnnxRuntimeSession(Session):
         if device.type == "cuda":
             # onnxruntime works on a stream of its own, and waits for that one before it returns.
             torch.cuda.current_stream(device).synchronize()
-        self._session.run_with_iobinding(binding)
+        session.run_with_iobinding(binding)
         outputs = binding.get_outputs()
         return {spec.name: torch.from_dlpack(value) for spec, value in zip(self.outputs, outputs, strict=True)}
 
@@ -138,26 +196,41 @@ class OnnxRuntimeSession(Session):
         self._session = None
 
 
-def _open(
-    ort: Any, graph: Path | str | bytes, ways: list[tuple[list[Any], Any]], threads: int | None
-) -> tuple[Any, Exception | None]:
-    """The session by the first of `ways` (providers, level of optimization) that works, None where none does, and why
-    the first one did not. Raises GpuMemoryError and GpuFaultError: what the GPU has no room for, or failed in for good,
-    is not taken to the CPU."""
-    problem: Exception | None = None
-    for providers, level in ways:
-        options = ort.SessionOptions()
-        options.log_severity_level = SILENT
-        options.graph_optimization_level = level
-        options.intra_op_num_threads = threads or bounded_cores() or 0  # 0: onnxruntime chooses
-        source = graph if isinstance(graph, bytes) else str(graph)
-        try:  # its own fallback takes to the CPU whatever fails, and prints that on stdout
-            return ort.InferenceSession(source, options, providers=providers, enable_fallback=0), problem
-        except Exception as error:
-            if providers != [CPU]:
-                _check_gpu(error)
-            problem = problem or error
-    return None, problem
+@contextmanager
+def utf8_path(graph: Path | str | bytes) -> Iterator[str | bytes]:
+    """The graph as onnxruntime takes it, which opens no path that is not UTF-8: such a folder is named by way of an
+    open descriptor. A file whose own name is not UTF-8 is refused by onnxruntime."""
+    if isinstance(graph, bytes) or is_utf8(str(graph)):
+        yield graph if isinstance(graph, bytes) else str(graph)
+        return
+    path = Path(graph)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{folder}/{path.name}"
+    finally:
+        os.close(folder)
+
+
+def is_utf8(text: str) -> bool:
+    """Whether a text has no bytes of a file name that are not UTF-8."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
+def _trials(ort: Any, graph: Path | str | bytes, name: str) -> Trials | None:
+    """Of a graph that needs them; None for others, and for what cannot be read."""
+    with suppress(OSError):
+        trials = Trials(graph, name=name, version=ort.__version__)
+        return trials if trials.needed else None
+    return None
+
+
+def crashed(name: str, crash: str) -> GraphError:
+    """The error of a graph that onnxruntime crashes on, in whichever way it is opened."""
+    return GraphError(
+        f"onnxruntime cannot run {name}",
+        why=crash,
+        do="install another version of onnxruntime, deploy with another --precision, or run the plan on a GPU",
+    )
 
 
 def _check_gpu(error: Exception) -> None:

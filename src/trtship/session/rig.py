@@ -11,6 +11,7 @@ from trtship.family import Engine
 from trtship.session.cuda import Cuda
 from trtship.session.memory import Ledger
 from trtship.spec import TensorSpec
+from trtship.terminal import shown
 
 SETTLE = (10.0, 60.0)
 """Seconds after which a CUDA graph is captured anew, and after that once more, where kernels may have been compiled in
@@ -67,7 +68,7 @@ class Rig:
             if topic in self._said:
                 return
             self._said.add(topic)
-        warnings.warn(text, RuntimeWarning, stacklevel=2)
+        warnings.warn(shown(text), RuntimeWarning, stacklevel=2)
 
     def allocate(self, size: int) -> int:
         """GPU memory for a buffer, counted. Raises GpuMemoryError."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,7 +15,7 @@ from trtship.gpu import Gpu
 from trtship.kept import KEPT, NONE
 from trtship.leak import leak
 from trtship.session.arrays import Array, kind_of
-from trtship.session.base import Session
+from trtship.session.base import CLOSED, Session
 from trtship.session.call import Call
 from trtship.session.cuda import Cuda
 from trtship.session.device import gpu_at
@@ -141,7 +140,7 @@ class TensorRTSession(Session):
         call, _ = self._call(feeds)
         if not self._runs.is_learned(call):  # a context is to be made, which may take seconds
             work = partial(self._guarded, partial(self._runs.out_shapes, call))
-            await asyncio.get_running_loop().run_in_executor(self._executor(), work)
+            await self._in_thread(work)
         return await super().ainfer(feeds, out=out)
 
     def _warm(self, feeds: Sequence[dict[str, Array]]) -> None:
@@ -226,6 +225,10 @@ class TensorRTSession(Session):
             raise
         except PoolClosedError:
             raise self._unusable() from None
+        except Exception as error:
+            if self.unusable == CLOSED and not isinstance(error, InputError):  # what it ran on was taken away
+                raise self._unusable() from error
+            raise
 
     def _fits(self, call: Call, arrays: list[Array]) -> None:
         if call.on_gpu and call.index != self.device:

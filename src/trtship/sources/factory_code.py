@@ -6,6 +6,7 @@ import contextlib
 import functools
 import hashlib
 import importlib.util
+import os
 import site
 import sys
 import sysconfig
@@ -55,7 +56,7 @@ def module_from_file(file: Path) -> types.ModuleType:
 
     Raises what the file raises.
     """
-    unique = hashlib.sha256(str(file).encode()).hexdigest()[:8]
+    unique = hashlib.sha256(os.fsencode(file)).hexdigest()[:8]
     name = f"trtship_factory_{file.stem}_{unique}"
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:

@@ -24,6 +24,12 @@ def specs_of_graph(model: Any) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec
     initializers = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in initializers]
     outputs = list(model.graph.output)
+    if not inputs:
+        raise GraphError(
+            "the graph has no inputs",
+            why="all that it reads is constant, so its outputs are too",
+            do="export it with the tensors that change as inputs",
+        )
     if any(not _has_shape(value) for value in outputs):
         inferred = onnx.shape_inference.infer_shapes(model)
         outputs = list(inferred.graph.output)

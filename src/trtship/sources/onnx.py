@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
 from trtship.errors import GraphError, SourceError, SpecError
 from trtship.files import sha256_of
+from trtship.graphs.wellformed import check_wellformed
 from trtship.needs import need
 from trtship.progress import SILENT, Progress
 from trtship.sources.base import Source
@@ -94,34 +94,9 @@ def read_graph(path: Path) -> Any:
 
 
 def external_data_of(path: Path, model: Any) -> tuple[Path, ...]:
-    """The files beside `path` that hold the graph's weights. Raises GraphError for one missing, short or elsewhere."""
-    helper = need("onnx.external_data_helper", purpose=f"reading {path}")
-    found: dict[str, int] = {}
-    for tensor in _tensors(model.graph):
-        if helper.uses_external_data(tensor):
-            info = helper.ExternalDataInfo(tensor)
-            found[info.location] = max(found.get(info.location, 0), (info.offset or 0) + (info.length or 0))
-    files = []
-    for location, size in sorted(found.items()):
-        file = path.parent / location
-        if not file.resolve().is_relative_to(path.parent.resolve()):
-            raise GraphError(
-                f"{path} keeps data outside its folder", why=f"in {location}", do="save it beside the graph"
-            )
-        if not file.is_file() or file.stat().st_size < size:
-            why = f"it has fewer than {size} bytes" if file.is_file() else "no such file"
-            raise GraphError(f"{path} needs its data file {location}", why=why, do=f"put it into {path.parent}")
-        files.append(file)
-    return tuple(files)
-
-
-def _tensors(graph: Any) -> Iterator[Any]:
-    yield from graph.initializer
-    for node in graph.node:
-        for attribute in node.attribute:
-            yield from (attribute.t, *attribute.tensors)
-            for subgraph in (attribute.g, *attribute.graphs):
-                yield from _tensors(subgraph)
+    """Return the files beside `path` that hold the graph's weights. Raises GraphError for a graph that is none (see
+    `trtship.graphs.wellformed`), and for a data file that is missing, short or elsewhere."""
+    return check_wellformed(model, path)
 
 
 def _check(path: Path) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 
 from trtship.errors import InputError
 from trtship.session.arrays.base import numpy_dtype
+from trtship.session.arrays.signs import resolved_signs
 
 if TYPE_CHECKING:
     from trtship.session.cuda import Cuda
@@ -98,9 +99,11 @@ def opened(capsule: Any) -> Tensor:
 
 @contextmanager
 def reading(array: Any) -> Iterator[None]:
-    """What a package raises while its array is asked where it lies, and what of, is an InputError."""
+    """What a package raises while its array is asked where it lies, and what of, is an InputError. What torch lends
+    has the signs of its tensors."""
     try:
-        yield
+        with resolved_signs():
+            yield
     except (BufferError, TypeError, ValueError, LookupError, RuntimeError, AttributeError) as error:
         kind = type(array)
         raise InputError(

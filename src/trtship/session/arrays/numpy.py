@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from trtship.errors import InputError
 from trtship.session.arrays.base import Array, Facts, Kind
 
 if TYPE_CHECKING:
@@ -20,9 +21,15 @@ class Numpy(Kind):
         return isinstance(array, np.ndarray)
 
     def key(self, array: Array) -> Hashable:
-        return array.dtype, array.shape
+        return array.dtype, array.shape, type(array)
 
     def facts(self, array: Array) -> Facts:
+        if isinstance(array, np.ma.MaskedArray):
+            raise InputError(
+                "this numpy array has a mask",
+                why="what it hides would be computed with as if it were there",
+                do="pass array.filled(VALUE)",
+            )
         return Facts(str(array.dtype), array.shape, "cpu", 0)
 
     def is_contiguous(self, array: Array) -> bool:

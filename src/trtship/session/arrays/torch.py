@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from trtship.errors import InputError
 from trtship.session.arrays.base import Array, Facts, Kind, numpy_dtype
 
 if TYPE_CHECKING:
@@ -25,24 +26,36 @@ class Torch(Kind):
         raw = getattr(self._torch._C, "_cuda_getCurrentRawStream", None)
         self._stream: Callable[[int], int] = raw or (lambda index: self._torch.cuda.current_stream(index).cuda_stream)
         self._devices: dict[int, Any] = {}
+        self._transformation: Callable[[], Any] = self._torch._C._functorch.peek_interpreter_stack
 
     def claims(self, array: Array) -> bool:
         return isinstance(array, self._torch.Tensor)
 
     def key(self, array: Array) -> Hashable:
-        return array.dtype, array.shape, array.device, array.layout
+        if self._transformation() is not None:  # tensors of the same key may have no memory: asked of each
+            raise _no_memory(array, "a transformation of torch.func is at work")
+        return array.dtype, array.shape, array.device, array.layout, type(array)
 
     def facts(self, array: Array) -> Facts:
+        if array.is_nested or self._stands_for_another(array):
+            raise _no_memory(array, "its elements lie in other tensors, or nowhere")
         dtype = str(array.dtype).removeprefix("torch.")
         if array.layout is not self._torch.strided:
             dtype += f" ({str(array.layout).removeprefix('torch.')})"  # no dtype that any input has
         return Facts(dtype, tuple(array.shape), array.device.type, array.device.index or 0)
 
+    def _stands_for_another(self, array: Array) -> bool:
+        """Whether operators are carried out by its class (fake and distributed tensors), or by a transformation
+        (`torch.vmap`): then it has no memory of its own that could be read."""
+        torch = self._torch
+        own = type(array).__torch_dispatch__ != torch.Tensor.__torch_dispatch__
+        return bool(own or torch._C._functorch.is_functorch_wrapped_tensor(array) or torch._is_functional_tensor(array))
+
     def is_contiguous(self, array: Array) -> bool:
         return bool(array.is_contiguous())
 
     def is_writable(self, array: Array) -> bool:
-        return not array.requires_grad
+        return not array.requires_grad and not array.is_neg()
 
     def host(self, array: Array) -> np.ndarray[Any, Any]:
         plain = array.detach().resolve_neg()
@@ -62,10 +75,16 @@ class Torch(Kind):
         return self._stream(index)
 
     def address(self, array: Array, stream: int | None, cuda: Cuda) -> tuple[int, Any]:
-        """Of a copy on the device, made on the caller's stream, where its elements do not lie in C order."""
+        """Of a copy on the device, made on the caller's stream, where its elements do not lie in C order, or where they
+        are the negatives of what lies there (`imag` of a conjugate; torch puts such signs off)."""
+        if array.is_neg():
+            array = array.resolve_neg()
         if not array.is_contiguous():
             array = array.contiguous()
-        return array.data_ptr(), array
+        try:
+            return array.data_ptr(), array
+        except RuntimeError as error:  # within a transformation, such as torch.vmap
+            raise _no_memory(array, str(error).splitlines()[0]) from error
 
     def native(self, dtype: str) -> Any:
         return getattr(self._torch, dtype)
@@ -79,6 +98,14 @@ class Torch(Kind):
 
     def finish(self, room: Any, stream: int) -> Array:
         return room
+
+
+def _no_memory(array: Array, why: str) -> InputError:
+    return InputError(
+        f"this {type(array).__module__}.{type(array).__qualname__} has no memory of its own",
+        why=why,
+        do="pass a plain tensor: the one that it stands for, or a copy",
+    )
 
 
 @cache
