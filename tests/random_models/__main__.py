@@ -14,7 +14,6 @@ import json
 import os
 import platform
 import sys
-import tempfile
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
@@ -24,15 +23,9 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: each worker has a core
 
-from judge_models import FINDINGS, Outcome, judge
+from judge_models import FINDINGS, Outcome, judge_alone
 
 from trtship.deployment.options import versions
-
-
-def one(seed: int) -> Outcome:
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["TRTSHIP_CACHE"] = f"{folder}/cache"
-        return judge(seed, Path(folder))
 
 
 def main() -> int:
@@ -44,7 +37,7 @@ def main() -> int:
     asked = parser.parse_args()
     outcomes: list[Outcome] = []
     with ProcessPoolExecutor(asked.workers, mp_context=get_context("spawn"), max_tasks_per_child=25) as pool:
-        jobs = [pool.submit(one, seed) for seed in range(asked.first, asked.first + asked.models)]
+        jobs = [pool.submit(judge_alone, seed) for seed in range(asked.first, asked.first + asked.models)]
         for job in as_completed(jobs):
             outcomes.append(found := job.result())
             if found.state in FINDINGS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,6 +52,13 @@ def judge(seed: int, folder: Path) -> Outcome:
     return outcome
 
 
+def judge_alone(seed: int) -> Outcome:
+    """`judge` in a folder and with a cache of its own."""
+    with temporary_folder() as folder:
+        os.environ["TRTSHIP_CACHE"] = str(folder / "cache")
+        return judge(seed, folder)
+
+
 def _judge(drawn: Drawn, bundle: Path) -> Outcome:
     def told(state: str, detail: str = "") -> Outcome:
         return Outcome(drawn.seed, drawn.name, state, detail[:600])
@@ -83,7 +91,9 @@ def _hold(drawn: Drawn, bundle: Path, outcome: Outcome) -> Outcome:
     manifest = Bundle.open(bundle).manifest
     low = manifest.precision is not Precision.FP32
     bound = manifest.bounds[f"graph {manifest.precision.value}"]
-    outcome.limit = max([bound.value, *bound.rows.values()])
+    every = [bound, *bound.sizes.values()]  # sizes between those that were measured have no bound of their own
+    outcome.limit = max(value for one in every for value in (one.value, *one.rows.values()))
+    floors = [floors for one in every for floors in (one.floors, *one.row_floors.values())]
     sizes = parse_sizes(drawn.sizes)
     with temporary_folder() as folder, trtship.load(bundle, runtime="onnxruntime") as session:
         graphs: list[Any] = [session]
@@ -98,7 +108,7 @@ def _hold(drawn: Drawn, bundle: Path, outcome: Outcome) -> Outcome:
                 want = make(drawn.seed).eval()(*(torch.from_numpy(a.copy()) for a in feeds.values())).numpy()
             try:
                 session.infer(feeds)  # a rule on sizes is enforced here, whatever the precision
-                got = next(iter(graphs[0].infer(feeds).values()))
+                name, got = next(iter(graphs[0].infer(feeds).items()))
             except InputError as error:
                 if "rule" not in f"{error.what} {error.why}":
                     outcome.state, outcome.detail = "fails at run time", f"{at}: {error.what}: {error.why}"[:600]
@@ -108,7 +118,8 @@ def _hold(drawn: Drawn, bundle: Path, outcome: Outcome) -> Outcome:
             except Exception as error:
                 outcome.state, outcome.detail = "fails at run time", f"{at}: {type(error).__name__}: {error}"[:600]
                 return outcome
-            found = measure(want, got, output="y", sizes=at)
+            floor = max((one.get(name, 0.0) for one in floors), default=0.0)
+            found = measure(want, got, output=name, sizes=at, floor=floor)
             off = worst([found])
             outcome.tried.append(f"{at}: {off}")
             if off is None or off > outcome.limit:
