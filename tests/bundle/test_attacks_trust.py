@@ -101,7 +101,7 @@ EMPTY: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("trust", EMPTY, ids=str)
+@pytest.mark.parametrize("trust", EMPTY, ids=range(len(EMPTY)))
 def test_a_list_that_came_out_empty_loads_nothing(folder: Path, trust: dict[str, Any]) -> None:
     with pytest.raises(SpecError) as caught:
         trtship.load(folder, runtime="onnxruntime", **trust)
