@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from trtship.spec import Record, TensorSpec
+from trtship.input_values import random_inputs as random_inputs
+from trtship.spec import Record
 
 HUGE = float(np.finfo(np.float64).max)
 """Stands for a relative error without end: JSON has no infinity."""
@@ -64,17 +65,3 @@ def worst(measures: Sequence[Measure]) -> float | None:
     if not measures or not all(m.finite for m in measures):
         return None
     return max(m.rel_l2 for m in measures if m.rel_l2 is not None)
-
-
-def random_inputs(specs: Sequence[TensorSpec], sizes: Mapping[str, int], *, seed: int = 0) -> dict[str, Any]:
-    """An array for each spec: N(0, 1) for floating types, 0 or 1 for integers, and each tensor's own stream of
-    numbers, row by row, so that the first rows of a larger batch are the rows of a smaller one."""
-    feeds = {}
-    for index, spec in enumerate(specs):
-        shape = spec.with_sizes(sizes)
-        rng = np.random.default_rng([seed, index])
-        if spec.dtype.startswith(("float", "bfloat")):
-            feeds[spec.name] = rng.standard_normal(shape, dtype=np.float32).astype(spec.dtype)
-        else:
-            feeds[spec.name] = rng.integers(0, 2, size=shape).astype(spec.dtype)
-    return feeds
