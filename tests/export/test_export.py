@@ -12,7 +12,7 @@ import torch
 
 from trtship.errors import ExportMismatchError, GraphError, SourceError, SpecError
 from trtship.export import EXPORTERS, onnx_from_torch
-from trtship.export.check import sizes_around
+from trtship.export.sizes import sizes_around
 from trtship.export.onnx import traced_sizes
 from trtship.progress import Progress
 from trtship.session.onnxruntime import OnnxRuntimeSession

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from trtship.errors import ExportMismatchError, TrtshipError
-from trtship.export.check import sizes_around
 from trtship.export.mend import Thaw, check_and_mend
 from trtship.export.onnx import ExportReport, traced_sizes
 from trtship.export.outputs import Shapes, settle_outputs
+from trtship.export.sizes import must_run, sizes_around
 from trtship.graphs import RoundingBound, load_graph, rounding_bound, save_graph
 from trtship.measure import Measure, measure, random_inputs
 from trtship.progress import SILENT, Progress
@@ -95,6 +95,9 @@ def _check_rows(
                     for i in range(sizes[letter] if letter else 0)
                 ]
             except TrtshipError as error:
+                others = {name: size for name, size in sizes.items() if name != letter}
+                if not must_run(others, traced, ranges):  # a size between that the graph never took
+                    continue
                 raise _frozen(graph, sizes, f"it cannot run there: {error.why or error.what}") from error
             for spec in loaded.outputs:
                 shapes[spec.name].append(tuple(together[spec.name].shape))

@@ -8,7 +8,8 @@ from pathlib import Path
 from trtship.errors import SpecError
 from trtship.export.graph import adopt_graph
 from trtship.export.mend import Thaw
-from trtship.export.onnx import EXPORTERS, Exporter, ExportReport, check_opset, onnx_from_torch
+from trtship.export.exporters import Exporter
+from trtship.export.onnx import EXPORTERS, ExportReport, check_opset, onnx_from_torch
 from trtship.files import draft_beside, refuse_to_replace
 from trtship.progress import SILENT, Progress
 from trtship.sources import LoadedGraph, LoadedModel, SourceOptions, resolve

@@ -1,0 +1,130 @@
+"""The rules on sizes that a graph keeps: those of its conditions that matter within the user's ranges, each tried."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
+
+import msgspec
+
+from trtship.errors import SpecError
+from trtship.export.check import Comparer, where
+from trtship.export.conditions import Condition
+from trtship.export.sizes import Sizes, corners, sizes_within
+from trtship.progress import Progress
+from trtship.spec import ShapeRange, SizeRule, broken_rule
+
+MOST_BESIDE = 6
+"""Sizes beside a rule that are compared before it is dropped."""
+
+
+class Asked(msgspec.Struct, frozen=True):
+    """What a rule is held against: the ranges, the traced sizes, and the letter of the batch."""
+
+    ranges: Mapping[str, ShapeRange]
+    traced: Sizes
+    batch: str | None
+
+
+def settle_rules(conditions: Sequence[Condition], asked: Asked, comparer: Comparer) -> tuple[Condition, ...]:
+    """Return the conditions that hold for some of the sizes in the ranges, and not for others.
+
+    A condition that excludes sizes is compared beside its edge. It is dropped where graph and PyTorch are the same at
+    all sizes tried there, unless the model's own code asks for it (`if h % 2`): then code that the export has not seen
+    may run at sizes not tried.
+    """
+    kept = [c for c in conditions if _excludes(c, asked)]
+    for condition in list(kept):
+        if condition.decides:
+            continue
+        others = [c.rule for c in kept if c is not condition]
+        beside = _beside(condition, others, asked)
+        if beside and all(comparer.agrees(sizes) for sizes in beside):
+            kept.remove(condition)
+    return _without_implied(kept, asked)
+
+
+def refuse_broken_corners(conditions: Iterable[Condition], asked: Asked) -> None:
+    """Raises SpecError where MIN, OPT or MAX of the user's ranges breaks a rule."""
+    for condition in conditions:
+        rule = condition.rule
+        for sizes in corners(asked.ranges, asked.traced):
+            if rule.letters & asked.ranges.keys() and not rule.allows(sizes):
+                raise _broken(condition, {x: sizes[x] for x in sorted(rule.letters)}, asked)
+
+
+def tell_rules(conditions: Sequence[Condition], progress: Progress) -> None:
+    """A note for each rule."""
+    for condition in conditions:
+        progress.note(f"the graph is the model only where {condition.rule}: other sizes are refused at run time")
+
+
+def _excludes(condition: Condition, asked: Asked) -> bool:
+    """Whether some size in the ranges breaks it; a condition that cannot be tried everywhere may."""
+    every, sizes = sizes_within(condition.rule.letters, asked.ranges, asked.traced, batch=asked.batch)
+    return any(not condition.rule.allows(s) for s in sizes) or not every
+
+
+def _beside(condition: Condition, others: Sequence[SizeRule], asked: Asked) -> list[dict[str, int]]:
+    """Sizes that break this rule and, where there are such, no other one: the nearest to the traced ones, and the
+    farthest."""
+    _, every = sizes_within(condition.rule.letters, asked.ranges, asked.traced, batch=asked.batch)
+    breaking = [sizes for sizes in every if not condition.rule.allows(sizes)]
+    alone = [sizes for sizes in breaking if broken_rule(others, sizes) is None] or breaking
+    alone.sort(key=lambda sizes: sum(abs(size - asked.traced[letter]) for letter, size in sizes.items()))
+    half = MOST_BESIDE // 2
+    return alone[:half] + alone[half:][-half:]
+
+
+def _without_implied(conditions: Sequence[Condition], asked: Asked) -> tuple[Condition, ...]:
+    """Without those that no size breaks which keeps to the others: PyTorch's checks of what the model checks too."""
+    kept = list(conditions)
+    for condition in sorted(conditions, key=lambda c: (c.decides, -len(c.rule.text))):
+        others = [c.rule for c in kept if c is not condition]
+        letters = condition.rule.letters.union(*(rule.letters for rule in others))
+        every, sizes = sizes_within(letters, asked.ranges, asked.traced, batch=asked.batch)
+        if every and all(condition.rule.allows(s) for s in sizes if broken_rule(others, s) is None):
+            kept.remove(condition)
+    return tuple(kept)
+
+
+def _broken(condition: Condition, sizes: Sizes, asked: Asked) -> SpecError:
+    rule, place = condition.rule, condition.line
+    letters = sorted(rule.letters)
+    options = {x: "--batch" if x == asked.batch else f"--size {x}=" for x in letters}
+    given = ", ".join(
+        f"--batch {asked.ranges[x]}" if x == asked.batch else f"--size {x}={asked.ranges[x]}"
+        for x in letters
+        if x in asked.ranges
+    )
+    asks = f"{place} asks for it" if place else "PyTorch's operators need it"
+    return SpecError(
+        f"the exported graph is the model only where {rule.text}, and {where(sizes)} breaks that",
+        why=f"{asks}; {given} promises it for MIN, OPT and MAX",
+        do=_advice(rule, letters, options, asked) + ", or write the model without a condition on the size",
+    )
+
+
+def _advice(rule: SizeRule, letters: Sequence[str], options: Mapping[str, str], asked: Asked) -> str:
+    if len(letters) > 1:
+        same = f" (one letter in --input for both, where {letters[0]} and {letters[1]} are to be equal)"
+        return f"choose ranges that keep to it{same if '==' in rule.text else ''}"
+    letter = letters[0]
+    allowed = [n for n in _near(letter, asked) if rule.allows({**asked.traced, letter: n})]
+    if not allowed:
+        return f"choose another {options[letter].rstrip('=')} range"
+    ends = [min(allowed, key=_distance(n)) for n in (asked.ranges[letter].min, asked.ranges[letter].opt)]
+    last = min(allowed, key=_distance(asked.ranges[letter].max))
+    low, opt = sorted(ends)
+    example = ShapeRange(min=low, opt=min(opt, max(last, low)), max=max(last, low))
+    separator = " " if letter == asked.batch else ""
+    return f"choose MIN, OPT and MAX that keep to it, for example {options[letter]}{separator}{example}"
+
+
+def _distance(size: int) -> Callable[[int], int]:
+    return lambda n: abs(n - size)
+
+
+def _near(letter: str, asked: Asked) -> list[int]:
+    sizes = asked.ranges[letter]
+    return list(islice(range(sizes.min, sizes.max + 1), 100_000))
