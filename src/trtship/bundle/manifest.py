@@ -17,7 +17,7 @@ from trtship.errors import BundleCorruptError, BundleSchemaError
 from trtship.gpu import Gpu
 from trtship.preprocess import Preprocess
 from trtship.sources.options import SourceOptions
-from trtship.spec import Precision, Record, ShapeRange, TensorSpec, as_plain, to_json
+from trtship.spec import Precision, Record, ShapeRange, SizeRule, TensorSpec, as_plain, to_json
 from trtship.verify import Bound, Verdict
 from trtship.verify.gates import Gates
 
@@ -51,7 +51,7 @@ class Manifest(Record, frozen=True):
     are relative to the bundle. `profiles` are the batch sizes that the plan has kernels of their own for. `files` maps
     every file but the manifest to its SHA-256. `recipe` is everything that the bundle was made from, `bounds` the
     derived gate on relative L2 for each subject, `max_drop` the gate on top-1, in points, `gates` those that the user
-    set.
+    set. `rules` are conditions on sizes within the ranges: where one is broken, the graph is not the model.
     """
 
     schema: int
@@ -82,6 +82,7 @@ class Manifest(Record, frozen=True):
     files: dict[str, str]
     profiles: tuple[int, ...]
     gates: Gates
+    rules: tuple[SizeRule, ...] = ()
 
 
 def seal(manifest: Manifest) -> bytes:

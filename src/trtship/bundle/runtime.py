@@ -130,12 +130,14 @@ def _graph_session(opening: _Opening) -> OnnxRuntimeSession:
     m = opening.bundle.manifest
     # fp32, unless the plan takes or gives another type: then the graph that does so too
     same = (m.inputs, m.outputs) == (m.plan_inputs, m.plan_outputs)
-    return OnnxRuntimeSession(
+    session = OnnxRuntimeSession(
         opening.bundle.path(m.graph if same else m.precision_graph),
         providers="cuda" if opening.device else "auto" if opening.gpus else "cpu",
         device=opening.device,
         memory_limit=opening.options.memory_limit,
     )
+    session.rules = m.rules
+    return session
 
 
 def _best(opening: _Opening, rebuild: bool) -> Chosen:
@@ -222,6 +224,7 @@ def _session(opening: _Opening, plan: bytes, family: Family, digest: str | None)
             outputs=m.plan_outputs,
             digest=digest,
             gpu=opening.gpus[opening.device],
+            rules=m.rules,
             **msgspec.structs.asdict(options),
         )
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from trtship.errors import ExportMismatchError, GraphError, SourceError, TrtshipError
 from trtship.export.outputs import Shapes
-from trtship.export.sizes import Allowed, Sizes, all_allowed, must_run, sizes_around
+from trtship.export.sizes import Allowed, Sizes, all_allowed, must_run, sizes_to_compare
 from trtship.graphs import load_graph, rounding_bound
 from trtship.graphs.noise import fp32_gain
 from trtship.input_values import InputDomain, random_inputs
@@ -22,7 +22,7 @@ from trtship.session.onnxruntime import OnnxRuntimeSession
 from trtship.session.torch import TorchSession
 from trtship.spec import Precision, ShapeRange, TensorSpec, batch_letter
 
-BUDGET = 20.0
+BUDGET = 10.0
 """Seconds for sizes beyond those nearest to the traced ones. Of a model that is slower, the later ones are left to the
 comparison of the precisions, which runs at the same sizes."""
 NEAREST = 3
@@ -154,7 +154,7 @@ def check_export(
     suspects: Sequence[Sizes] = (),
     domains: Mapping[str, InputDomain] | None = None,
 ) -> Checked:
-    """Compare onnxruntime on `graph` with eager PyTorch in fp32, on invented inputs, at `sizes_around(traced)`.
+    """Compare onnxruntime on `graph` with eager PyTorch in fp32, on invented inputs, at `sizes_to_compare(traced)`.
 
     Args:
         module: The model.
@@ -173,7 +173,7 @@ def check_export(
         SourceError: the model itself fails, or gives NaN.
     """
     wanted = [
-        *sizes_around(traced, ranges, batch=batch_letter(inputs), allowed=allowed),
+        *sizes_to_compare(traced, ranges, batch=batch_letter(inputs), allowed=allowed),
         *(s for s in suspects if allowed(s)),
     ]
     measures: list[Measure] = []

@@ -18,7 +18,7 @@ from trtship.export.capture import Captured, DecidesByValues, capture, dynamic_s
 from trtship.export.conditions import Conditions
 from trtship.export.isolated import run_isolated
 from trtship.export.lines import Line
-from trtship.export.sizes import sizes_around
+from trtship.export.sizes import sizes_to_trace
 from trtship.export.traces import Traced, compare_traces
 from trtship.files import temporary_folder
 from trtship.graphs import load_graph, save_graph
@@ -99,7 +99,7 @@ def export_torchscript(module: Any, job: Job, target: Path, conditions: Conditio
         OutputError, OSError: `target` cannot be written; other failures are in the result.
     """
     complete = conditions is not None and not conditions.unknown
-    others = () if complete else sizes_around(job.traced, job.ranges, batch=batch_letter(job.inputs))[1:]
+    others = () if complete else sizes_to_trace(job.traced, job.ranges, batch=batch_letter(job.inputs))
 
     def work(copy: Any, folder: Path) -> Made:
         import torch

@@ -12,7 +12,7 @@ from trtship.errors import ExportMismatchError, TrtshipError
 from trtship.export.mend import Thaw, check_and_mend
 from trtship.export.onnx import ExportReport, traced_sizes
 from trtship.export.outputs import Shapes, settle_outputs
-from trtship.export.sizes import must_run, sizes_around
+from trtship.export.sizes import must_run, sizes_to_compare
 from trtship.graphs import RoundingBound, load_graph, rounding_bound, save_graph
 from trtship.measure import Measure, measure, random_inputs
 from trtship.progress import SILENT, Progress
@@ -79,13 +79,14 @@ def _shape(spec: TensorSpec) -> Any:
 def _check_rows(
     graph: Path, loaded: LoadedGraph, traced: Mapping[str, int], bound: float, ranges: Mapping[str, ShapeRange]
 ) -> tuple[tuple[Measure, ...], Shapes]:
-    """Each row alone, against the same row in a batch, at every set of sizes of `sizes_around`; and the outputs' shapes
+    """Each row alone, against the same row in a batch, at every set of sizes of `sizes_to_compare`; and the outputs' shapes
     there. A graph of a fixed batch is only run."""
     letter = batch_letter(loaded.inputs)
+    ranges = {name: sizes for name, sizes in ranges.items() if name != letter}  # a row alone is a run of its own
     measures: list[Measure] = []
     shapes: dict[str, list[tuple[int, ...]]] = {spec.name: [] for spec in loaded.outputs}
     with OnnxRuntimeSession(graph) as session:
-        for sizes in sizes_around(traced, ranges, batch=letter):
+        for sizes in sizes_to_compare(traced, ranges, batch=letter):
             feeds = random_inputs(loaded.inputs, sizes, seed=7)
             batched = [s.name for s in loaded.inputs if s.shape and s.shape[0] == letter]
             try:

@@ -3,7 +3,7 @@
 1. An exporter that finds a decision by a value of an input's in the model's Python ends it all: no graph is that model.
 2. What torch.export relied on about sizes becomes rules (`trtship.export.rules`), whoever wrote the graph. Without its
    conditions, TorchScript's traces at several sizes are compared, and each size with another trace is checked.
-3. The graph's outputs must be PyTorch's at every set of sizes of `sizes_around` that the rules allow: exporters turn
+3. The graph's outputs must be PyTorch's at every set of sizes of `sizes_to_compare` that the rules allow: exporters turn
    sizes into constants without a word where a model computes with them (`int(x.shape[0] / n)`).
 """
 
@@ -21,7 +21,7 @@ from trtship.export.isolated import ExporterDied
 from trtship.export.lines import Line
 from trtship.export.mend import Thaw, check_and_mend
 from trtship.export.outputs import settle_outputs
-from trtship.export.rules import Asked, refuse_broken_corners, settle_rules, tell_rules
+from trtship.export.rules import Asked, refuse_broken_corners, settle_rules, tell_rules, that_exclude
 from trtship.graphs import EXTERNAL_OVER
 from trtship.input_values import InputDomain
 from trtship.measure import Measure
@@ -228,17 +228,19 @@ class _Exporting:
             external_over=job.external_over,
             progress=self.progress,
         )
-        with comparing(
-            self.module, self.target, inputs=job.inputs, outputs=job.outputs, domains=job.domains
-        ) as comparer:
-            kept = settle_rules(known, asked, comparer)
+        kept = excluding = that_exclude(known, asked)
+        if excluding:
+            with comparing(
+                self.module, self.target, inputs=job.inputs, outputs=job.outputs, domains=job.domains
+            ) as comparer:
+                kept = settle_rules(excluding, asked, comparer)
         try:
             refuse_broken_corners(kept, asked)
         except SpecError:
             self.is_final = any(condition.decides for condition in kept)
             raise
         rules = [condition.rule for condition in kept]
-        if rules != strict:
+        if len(kept) < len(excluding):  # sizes that were left out at first are to be compared too
             checked = check(rules)
         return checked, thawed, kept
 

@@ -14,6 +14,8 @@ from trtship.export.sizes import Sizes, corners, sizes_within
 from trtship.progress import Progress
 from trtship.spec import ShapeRange, SizeRule, broken_rule
 
+MOST_PROVED = 16
+"""Sizes that a rule excludes, and that are all compared."""
 MOST_BESIDE = 6
 """Sizes beside a rule that are compared before it is dropped."""
 
@@ -26,20 +28,23 @@ class Asked(msgspec.Struct, frozen=True):
     batch: str | None
 
 
-def settle_rules(conditions: Sequence[Condition], asked: Asked, comparer: Comparer) -> tuple[Condition, ...]:
-    """Return the conditions that hold for some of the sizes in the ranges, and not for others.
+def that_exclude(conditions: Sequence[Condition], asked: Asked) -> tuple[Condition, ...]:
+    """Return the conditions that do not hold for all sizes in the ranges."""
+    return tuple(condition for condition in conditions if _excludes(condition, asked))
 
-    A condition that excludes sizes is compared beside its edge. It is dropped where graph and PyTorch are the same at
-    all sizes tried there, unless the model's own code asks for it (`if h % 2`): then code that the export has not seen
-    may run at sizes not tried.
+
+def settle_rules(conditions: Sequence[Condition], asked: Asked, comparer: Comparer) -> tuple[Condition, ...]:
+    """Return those of the conditions, each of which excludes some sizes, that are needed.
+
+    Each is compared beside its edge. It is dropped where graph and PyTorch are the same at
+    all sizes tried there. Where the model's own code asks for it (`if h % 2`), code that the export has not seen may run
+    at sizes not tried: then it is dropped only where all sizes that it excludes were tried.
     """
-    kept = [c for c in conditions if _excludes(c, asked)]
+    kept = list(conditions)
     for condition in list(kept):
-        if condition.decides:
-            continue
         others = [c.rule for c in kept if c is not condition]
-        beside = _beside(condition, others, asked)
-        if beside and all(comparer.agrees(sizes) for sizes in beside):
+        beside, are_all = _beside(condition, others, asked)
+        if beside and (are_all or not condition.decides) and all(comparer.agrees(sizes) for sizes in beside):
             kept.remove(condition)
     return _without_implied(kept, asked)
 
@@ -65,15 +70,17 @@ def _excludes(condition: Condition, asked: Asked) -> bool:
     return any(not condition.rule.allows(s) for s in sizes) or not every
 
 
-def _beside(condition: Condition, others: Sequence[SizeRule], asked: Asked) -> list[dict[str, int]]:
-    """Sizes that break this rule and, where there are such, no other one: the nearest to the traced ones, and the
-    farthest."""
-    _, every = sizes_within(condition.rule.letters, asked.ranges, asked.traced, batch=asked.batch)
-    breaking = [sizes for sizes in every if not condition.rule.allows(sizes)]
+def _beside(condition: Condition, others: Sequence[SizeRule], asked: Asked) -> tuple[list[dict[str, int]], bool]:
+    """Sizes that break this rule, and whether those are all that do. Where they are many, they are the nearest to the
+    traced ones and the farthest, of those that break no other rule if there are such."""
+    every, counted = sizes_within(condition.rule.letters, asked.ranges, asked.traced, batch=asked.batch)
+    breaking = [sizes for sizes in counted if not condition.rule.allows(sizes)]
+    if every and len(breaking) <= MOST_PROVED:
+        return breaking, True
     alone = [sizes for sizes in breaking if broken_rule(others, sizes) is None] or breaking
     alone.sort(key=lambda sizes: sum(abs(size - asked.traced[letter]) for letter, size in sizes.items()))
     half = MOST_BESIDE // 2
-    return alone[:half] + alone[half:][-half:]
+    return alone[:half] + alone[half:][-half:], False
 
 
 def _without_implied(conditions: Sequence[Condition], asked: Asked) -> tuple[Condition, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from itertools import product
+from math import prod
 
 from trtship.spec import ShapeRange
 
@@ -14,6 +15,8 @@ MOST_COUNTED = 20_000
 """Sets of sizes that are looked at one by one; of more, some."""
 NEAR = 8
 """How far around a known size all sizes are looked at where there are too many."""
+SPREAD = 16
+"""Sizes over a letter's range at which a trace is made."""
 MOST_UNKNOWN = 16
 """The largest size that is looked at of a batch without a range."""
 
@@ -26,7 +29,19 @@ def all_allowed(sizes: Sizes) -> bool:
 def sizes_around(
     traced: Sizes, ranges: Mapping[str, ShapeRange], *, batch: str | None, allowed: Allowed = all_allowed
 ) -> tuple[dict[str, int], ...]:
-    """Return the sizes to check: the traced ones, then each letter alone, then all letters together.
+    """Return a few sizes, for what is checked many times: the traced ones, then those with the letter `batch` at 1 and at
+    one more, then each other letter at the ends of its range. Without letters, there is only the one set."""
+    found = [dict(traced)]
+    for letter, size in traced.items():
+        others = (1, size + 1) if letter == batch else (ranges[letter].min, ranges[letter].max)
+        found += [{**traced, letter: n} for n in dict.fromkeys(others) if n != size]
+    return tuple(sizes for sizes in found if allowed(sizes))
+
+
+def sizes_to_compare(
+    traced: Sizes, ranges: Mapping[str, ShapeRange], *, batch: str | None, allowed: Allowed = all_allowed
+) -> tuple[dict[str, int], ...]:
+    """Return the sizes at which graph and model are compared: the traced ones, each letter alone, all letters together.
 
     A letter is checked at MIN, MAX, OPT, MIN + 1, MAX - 1 and odd sizes of its range; the batch also at 1 and at one
     more than the traced one, since its graph is to be dynamic. Without letters, there is only the one set.
@@ -42,8 +57,7 @@ def sizes_around(
     for letter, sizes in columns.items():
         found += [{**traced, letter: size} for size in sizes]
     if len(columns) > 1:
-        found += [{letter: ends(ranges[letter]) for letter in ranges if letter in traced} for ends in _TOGETHER]
-        found = [{**traced, **sizes} for sizes in found]
+        found += [{**traced, **{x: ends(ranges[x]) for x in ranges if x in traced}} for ends in _TOGETHER]
     once = {tuple(sizes.items()): sizes for sizes in found}
     return tuple(sizes for sizes in once.values() if allowed(sizes))
 
@@ -64,6 +78,21 @@ def _checked(letter: str, traced: int, sizes: ShapeRange | None, is_batch: bool)
         return always
     ends = [sizes.min, sizes.max, sizes.opt, min(sizes.min + 1, sizes.max), max(sizes.max - 1, sizes.min)]
     return list(dict.fromkeys([*always, *ends, *sizes.sizes_to_check]))
+
+
+def sizes_to_trace(
+    traced: Sizes, ranges: Mapping[str, ShapeRange], *, batch: str | None
+) -> tuple[dict[str, int], ...]:
+    """Return sizes at which a trace shows whether the model runs other operators there, the cheapest first."""
+    found = [{**traced, batch: n} for n in (1, traced[batch] + 1, traced[batch] + 3)] if batch else []
+    for letter in traced.keys() & ranges.keys() - {batch}:
+        sizes = ranges[letter]
+        step = max(1, (sizes.max - sizes.min) // SPREAD)
+        near = {traced[letter] + n for n in (-3, -2, -1, 1, 2, 3)}
+        found += [{**traced, letter: n} for n in sorted({*range(sizes.min, sizes.max + 1, step), sizes.max, *near})]
+    once = {tuple(sizes.items()): sizes for sizes in found if dict(sizes) != dict(traced)}
+    within = [s for s in once.values() if all(x == batch or x not in ranges or n in ranges[x] for x, n in s.items())]
+    return tuple(sorted(within, key=lambda s: prod(s.values())))
 
 
 def must_run(sizes: Sizes, traced: Sizes, ranges: Mapping[str, ShapeRange]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,8 @@ from trtship.export.values import Seen, watched
 from trtship.input_values import InputDomain, is_floating, random_inputs
 from trtship.spec import TensorSpec
 
+BUDGET = 15.0
+"""Seconds for traces at other sizes; the sizes that are compared with PyTorch do not depend on it."""
 MOST_SUSPECTS = 8
 """Sizes with another trace that are compared with PyTorch: the nearest to the traced ones."""
 
@@ -59,7 +62,10 @@ def compare_traces(
             return Traced(differs=_difference(first, second))
     operators = [step[0] for step in first]
     suspects = []
+    until = time.monotonic() + BUDGET
     for sizes in others:
+        if time.monotonic() > until:
+            break
         try:
             there = _trace(module, _values(inputs, sizes, domains, "usual"))
         except Exception:  # a size that the model does not take

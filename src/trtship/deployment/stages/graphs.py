@@ -15,7 +15,11 @@ from trtship.passes.registry import find_passes
 from trtship.passes.thaw_unknown import thaw
 from trtship.preprocess import Preprocess
 from trtship.sources import LoadedModel
-from trtship.spec import Record, TensorSpec, batch_letter, from_json, to_json
+from trtship.spec import Record, TensorSpec, batch_letter, broken_rule, from_json, to_json
+
+
+HOLDS = "rules on sizes"
+"""In the export stage's key: what earlier versions of it remembered holds less."""
 
 
 class ModelReport(Record, frozen=True):
@@ -33,11 +37,10 @@ def export(stages: Stages) -> tuple[Entry, ModelReport]:
 
     def make(folder: Path) -> None:
         model = stages.model
-        ranges_of(stages.options, model.inputs)  # a size that is missing is told before the work, not after it
         report = graph_from_source(
             model,
             folder / GRAPH,
-            ranges=stages.options.sizes,
+            ranges=ranges_of(stages.options, model.inputs),
             opset=stages.options.opset,
             exporter=stages.options.exporter,
             thaw=thaw,
@@ -57,23 +60,38 @@ def export(stages: Stages) -> tuple[Entry, ModelReport]:
         return from_json(entry.read(REPORT), ModelReport, what="the export stage's report")
 
     def did(entry: Entry) -> str:
-        thawed = read(entry).export.thawed
-        return f"a frozen batch made dynamic, in {len(thawed)} places" if thawed else ""
+        report = read(entry).export
+        thawed = f"a frozen batch made dynamic, in {len(report.thawed)} places" if report.thawed else ""
+        rules = f"only where {' and '.join(rule.text for rule in report.rules)}" if report.rules else ""
+        return "; ".join(filter(None, (thawed, rules)))
 
-    entry = stages.run("export", stages.part("model", "export", "sizes", "versions"), make, did)
+    entry = stages.run(
+        "export", {**stages.part("model", "export", "batch", "sizes", "versions"), "holds": HOLDS}, make, did
+    )
     return entry, read(entry)
+
+
+def _sizes(stages: Stages, model: ModelReport) -> tuple[dict[str, int], ...]:
+    """Where a rewritten graph is compared with the one before: sizes that break a rule run in neither."""
+    return sizes_around(
+        model.export.traced,
+        stages.options.sizes,
+        batch=batch_letter(model.inputs),
+        allowed=lambda sizes: broken_rule(model.export.rules, sizes) is None,
+    )
 
 
 def simplified(stages: Stages, graph: Entry, model: ModelReport) -> Entry:
     """fp32 graph -> simpler fp32 graph, or the same where a check fails."""
-    sizes = sizes_around(model.export.traced, stages.options.sizes, batch=batch_letter(model.inputs))
+    sizes = _sizes(stages, model)
 
     def make(folder: Path) -> None:
         with stages.progress.stage("simplify", "with onnxsim"):
             report = simplify(graph.folder / GRAPH, folder / GRAPH, sizes=sizes, progress=stages.progress)
         (folder / REPORT).write_bytes(to_json(report))
 
-    return stages.run("simplify", {"graph": graph_digests(graph), **stages.part("sizes", "versions")}, make)
+    key = {"graph": graph_digests(graph), "at": list(sizes), **stages.part("sizes", "versions")}
+    return stages.run("simplify", key, make)
 
 
 def optimized(stages: Stages, graph: Entry, model: ModelReport) -> Entry:
@@ -81,7 +99,7 @@ def optimized(stages: Stages, graph: Entry, model: ModelReport) -> Entry:
     names = stages.options.passes
     if not names:
         return graph
-    sizes = sizes_around(model.export.traced, stages.options.sizes, batch=batch_letter(model.inputs))
+    sizes = _sizes(stages, model)
 
     def make(folder: Path) -> None:
         report = optimize(
@@ -98,5 +116,5 @@ def optimized(stages: Stages, graph: Entry, model: ModelReport) -> Entry:
     def did(entry: Entry) -> str:
         return from_json(entry.read(REPORT), OptimizeReport, what="the optimize stage's report").summary
 
-    inputs = {"graph": graph_digests(graph), **stages.part("passes", "sizes", "versions")}
+    inputs = {"graph": graph_digests(graph), "at": list(sizes), **stages.part("passes", "sizes", "versions")}
     return stages.run("optimize", inputs, make, did)
