@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from trtship.errors import GraphError
+from trtship.errors import ExportMismatchError, GraphError
 from trtship.export import EXPORTERS, onnx_from_torch
 from trtship.export.traces import Traced, compare_traces
 from trtship.export.values import Seen, watched
 from trtship.session.onnxruntime import OnnxRuntimeSession
 from trtship.spec import ShapeRange, TensorSpec
 
+pytestmark = pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 IMAGE = (TensorSpec(name="image", shape=("B", 3, 8, 8)),)
 Forward = Callable[[torch.Tensor], torch.Tensor]
 
@@ -219,7 +220,7 @@ def test_without_torch_export_a_branch_on_a_size_is_found_by_traces(tmp_path: Pa
                 raise TypeError("nothing for torch.export")
             return image.mean((1, 3)) * 2 if image.shape[2] in (21, 22, 23) else image.mean((1, 3))
 
-    with pytest.raises(GraphError, match=r"differs from PyTorch at B=2, H=2[123]|cannot") as caught:
+    with pytest.raises(ExportMismatchError, match=r"differs from PyTorch at B=2, H=2[123]"):
         onnx_from_torch(
             Hidden(),
             tmp_path / "m.onnx",
@@ -227,4 +228,3 @@ def test_without_torch_export_a_branch_on_a_size_is_found_by_traces(tmp_path: Pa
             outputs=["output"],
             ranges={"H": ShapeRange(min=8, opt=16, max=32)},
         )
-    assert caught.value.exit_code

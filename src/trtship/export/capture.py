@@ -11,7 +11,7 @@ import msgspec
 
 from trtship.export.conditions import Conditions, conditions_of
 from trtship.export.lines import Line, failing_line, running_line
-from trtship.spec import ShapeRange, TensorSpec
+from trtship.spec import ShapeRange, TensorSpec, batch_letter
 
 DATA_DEPENDENT = ("GuardOnDataDependentSymNode", "DataDependentOutputException")
 """Names of PyTorch's errors for code that needs the value of a tensor."""
@@ -52,7 +52,9 @@ def capture(
     import torch
 
     names = forward_parameters(module)
-    limits = {letter: _limits(ranges.get(letter)) for spec in inputs for letter in spec.letters}
+    batch = batch_letter(inputs)  # its graph is checked at sizes beyond its range, too
+    letters = {letter for spec in inputs for letter in spec.letters}
+    limits = {letter: _limits(None if letter == batch else ranges.get(letter)) for letter in letters}
     shapes = dynamic_shapes(module, inputs, lambda letter: _dimension(limits[letter]))
     failures: list[Exception] = []
     for strict in (False, True):

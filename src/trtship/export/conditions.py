@@ -21,7 +21,7 @@ _OPERATORS = {
 }  # fmt: skip
 _CALLS = {
     "TruncToInt": "int", "FloorToInt": "floor", "CeilToInt": "ceil", "RoundToInt": "round", "ToFloat": "float",
-    "Max": "max", "Min": "min", "Abs": "abs", "OpaqueUnaryFn_sqrt": "sqrt",
+    "floor": "floor", "ceiling": "ceil", "Max": "max", "Min": "min", "Abs": "abs", "OpaqueUnaryFn_sqrt": "sqrt",
 }  # fmt: skip
 MOST_POWER = 4
 """The largest power that is written as a product."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import sys
 import warnings
@@ -25,6 +26,8 @@ from trtship.graphs import load_graph, save_graph
 from trtship.input_values import InputDomain, random_inputs
 from trtship.spec import ShapeRange, TensorSpec, batch_letter
 
+HEAVY = ("onnxscript", "torch._dynamo", "torch.onnx._internal.exporter._core")
+"""Modules that exporters import, which takes seconds."""
 Exporter = Literal["dynamo", "torchscript"]
 
 
@@ -142,6 +145,9 @@ def conditions_only(module: Any, job: Job, target: Path) -> Made:
 
 def _apart(work: Callable[[Any, Path], Made], module: Any, target: Path, what: str) -> Made:
     """Run in a process of its own; the files that it wrote go to `target`'s folder when it ended well."""
+    for name in HEAVY:  # imported once here, and not in every child
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
     with temporary_folder(beside=target) as folder:
         made = run_isolated(partial(_quietly, work, folder=folder), module, folder=folder, what=what)
         written = [folder / name for name in (f"{target.name}.data", target.name) if (folder / name).is_file()]

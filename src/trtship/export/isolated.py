@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import copy
 import ctypes
+import faulthandler
 import os
 import pickle
+import re
 import resource
 import signal
 import sys
@@ -23,10 +25,12 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from trtship.errors import GraphError, TrtshipError, error_named
+from trtship.export.lines import Line, is_models
 from trtship.processes import how_it_ended, last_words
 
 T = TypeVar("T")
 
+LOG, CRASH = "log.txt", "crash.txt"
 HELD_BACK = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 """Signals that wait while the process forks: a KeyboardInterrupt in the child would run in the parent's code."""
 PR_SET_PDEATHSIG = 1
@@ -61,7 +65,7 @@ def run_isolated(function: Callable[[Any], T], module: Any, *, folder: Path, wha
     """
     if not sys.platform.startswith("linux") or any(p.device.type != "cpu" for p in module.parameters()):
         return function(copy.deepcopy(module))
-    log = folder / "log.txt"
+    log = folder / LOG
     parent = os.getpid()
     reading, writing = os.pipe()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, HELD_BACK)
@@ -92,7 +96,7 @@ def _answer(pid: int, reading: int, writing: int, log: Path, what: str) -> Any:
                 os.waitpid(pid, 0)
     code = os.waitstatus_to_exitcode(status)
     if code or not data:
-        raise _died(code, log, what)
+        raise _died(code, log.parent, what)
     kind, value = pickle.loads(data)  # noqa: S301 - from our own child
     if kind == "value":
         return value
@@ -103,14 +107,25 @@ def _answer(pid: int, reading: int, writing: int, log: Path, what: str) -> Any:
     raise error from ChildTraceback(text)
 
 
-def _died(code: int, log: Path, what: str) -> ExporterDied:
-    words = last_words(log)
-    why = f"its process {how_it_ended(code)}" + (f"; its last words: {words}" if words else "")
+def _died(code: int, folder: Path, what: str) -> ExporterDied:
+    line, words = _crashed_line(folder / CRASH), last_words(folder / LOG)
+    why = f"its process {how_it_ended(code)}"
+    why += f", at {line}" if line else ""
+    why += f"; its last words: {words}" if words else ""
     do = "try the other --exporter; look for compiled code (custom operators, ctypes) that the model calls"
     if code == -signal.SIGKILL:
         why += "; the system does so when memory runs out"
         do = "free some memory, or export on a machine with more; try the other --exporter"
     return ExporterDied(f"{what} crashed on this model", why=why, do=do)
+
+
+def _crashed_line(file: Path) -> Line | None:
+    """The line of the model's code that was running, from what faulthandler wrote."""
+    with suppress(OSError):
+        for name, number, function in re.findall(r'File "(.+)", line (\d+) in (\S+)', file.read_text(errors="replace")):
+            if is_models(name):
+                return Line(name, int(number), function)
+    return None
 
 
 def _child(function: Callable[[Any], Any], module: Any, writing: int, log: Path, parent: int) -> NoReturn:
@@ -144,6 +159,7 @@ def _settle(log: Path, parent: int) -> None:
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(output, 1)
     os.dup2(output, 2)
+    faulthandler.enable((log.parent / CRASH).open("w"), all_threads=False)
     sys.stdout = sys.stderr = open(output, "w", errors="backslashreplace")  # noqa: SIM115 - a lock may be held on the old
     import torch
 

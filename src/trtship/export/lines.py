@@ -6,6 +6,7 @@ import ast
 import linecache
 import site
 import sys
+import sysconfig
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -84,22 +85,20 @@ def _short(file: str) -> str:
 @lru_cache(maxsize=1)
 def _machinery() -> tuple[str, ...]:
     """Where the code of PyTorch, of Python and of trtship's exports is: not the model's."""
-    import contextlib
-
     import torch
 
     return (
         str(Path(torch.__file__).parent) + "/",
         str(Path(__file__).parent) + "/",
         str(Path(__file__).parents[1] / "sources" / "outputs.py"),
-        contextlib.__file__,
         "<",
     )
 
 
 def is_models(file: str) -> bool:
     """Return whether a file's code is the model's, or a library's that the model is made of, and not PyTorch's."""
-    return not file.startswith(_machinery())
+    pythons = file.startswith(sysconfig.get_path("stdlib")) and not file.startswith(sysconfig.get_path("purelib"))
+    return not pythons and not file.startswith(_machinery())
 
 
 def running_line() -> Line | None:
