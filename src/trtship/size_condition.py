@@ -50,9 +50,7 @@ _CALLS: dict[str, Callable[..., Any]] = {
 
 def parse_condition(text: str) -> frozenset[str]:
     """Return the letters that the condition `text` depends on. Raises ValueError for text that is not a condition."""
-    return frozenset(
-        node.id for node in ast.walk(_parse(text)) if isinstance(node, ast.Name) and node.id not in _CALLS
-    )
+    return frozenset(node.id for node in ast.walk(_parse(text)) if isinstance(node, ast.Name) and node.id not in _CALLS)
 
 
 def holds(text: str, sizes: Mapping[str, int]) -> bool:
@@ -104,6 +102,7 @@ def _check(node: ast.AST) -> None:
 
 
 def _value(node: ast.AST, sizes: Mapping[str, int]) -> Any:
+    found: Any
     match node:
         case ast.Constant(value=value):
             found = value

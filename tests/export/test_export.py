@@ -12,8 +12,8 @@ import torch
 
 from trtship.errors import ExportMismatchError, GraphError, SourceError, SpecError
 from trtship.export import EXPORTERS, onnx_from_torch
-from trtship.export.sizes import sizes_around, sizes_to_compare
 from trtship.export.onnx import traced_sizes
+from trtship.export.sizes import sizes_around, sizes_to_compare
 from trtship.progress import Progress
 from trtship.session.onnxruntime import OnnxRuntimeSession
 from trtship.spec import ShapeRange, TensorSpec

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 
 from trtship.errors import ExportMismatchError, SpecError
 from trtship.export import EXPORTERS, ExportReport, onnx_from_torch
@@ -134,9 +134,7 @@ def test_a_condition_on_a_size_becomes_a_rule(
             for w, b in ((16, 2), (17, 3), (32, 5)):
                 if broken_rule(report.rules, {"B": b, "H": h, "W": w}) is None:
                     x = torch.randn(b, 3, h, w)
-                    torch.testing.assert_close(
-                        session.infer({"image": x})["output"], module(x), rtol=1e-4, atol=1e-5
-                    )
+                    torch.testing.assert_close(session.infer({"image": x})["output"], module(x), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ def capture(
 
 def forward_parameters(module: Any) -> list[str]:
     """Return the names of forward's parameters; one that takes all others starts with `*`, and ends the list."""
-    found = []
+    found: list[str] = []
     for parameter in inspect.signature(module.forward).parameters.values():
         if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
             return [*found, f"*{parameter.name}"]
@@ -173,9 +173,11 @@ def _size_settings(shapes: Any) -> Iterator[None]:
     import torch
     from torch.fx.experimental import _config
 
+    config: Any = _config
+
     with contextlib.ExitStack() as stack:
-        if hasattr(_config, "backed_size_oblivious"):
-            stack.enter_context(_config.patch(backed_size_oblivious=True))
+        if hasattr(config, "backed_size_oblivious"):
+            stack.enter_context(config.patch(backed_size_oblivious=True))
         try:
             from torch.export import _patches
         except ImportError:
@@ -183,8 +185,8 @@ def _size_settings(shapes: Any) -> Iterator[None]:
         for name in ("register_lstm_while_loop_decomposition", "register_gru_while_loop_decomposition"):
             if any(shapes) and hasattr(_patches, name):
                 stack.enter_context(getattr(_patches, name)())
-        instance, torch.jit.isinstance = torch.jit.isinstance, isinstance  # type: ignore[assignment]
+        instance, torch.jit.isinstance = torch.jit.isinstance, isinstance
         try:
             yield
         finally:
-            torch.jit.isinstance = instance  # type: ignore[assignment]
+            torch.jit.isinstance = instance

@@ -249,8 +249,8 @@ def mismatch(sizes: Sizes, traced: Sizes, why: str) -> ExportMismatchError:
     return ExportMismatchError(
         f"the exported graph is not the model: it differs from PyTorch at {where(sizes)}{tail}",
         why=why,
-        do="look for a size that becomes a Python number in the model, or that an `if` asks for: for a batch size, use -1 "
-        "in the place of int(x.shape[0] / n)",
+        do="look for a size that becomes a Python number in the model, or that an `if` asks for: for a batch size, use "
+        "-1 in the place of int(x.shape[0] / n)",
     )
 
 

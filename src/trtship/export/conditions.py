@@ -94,7 +94,7 @@ def conditions_of(
 
 def _letters(environment: Any, inputs: Sequence[TensorSpec], parameters: Sequence[str]) -> dict[Any, str]:
     """The letter of each symbol: where PyTorch says that the symbol is from, as `L['image'].size()[2]`."""
-    places = {}
+    places: dict[str, str] = {}
     for index, spec in enumerate(inputs):
         last = parameters[min(index, len(parameters) - 1)] if parameters else ""
         name = f"L['{last}']"

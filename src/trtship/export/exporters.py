@@ -58,7 +58,10 @@ class Made(msgspec.Struct, frozen=True):
 
 
 def export_dynamo(module: Any, job: Job, target: Path) -> Made:
-    """Write the dynamo exporter's graph to `target`. Raises OutputError and OSError; other failures are in the result."""
+    """Write the dynamo exporter's graph to `target`.
+
+    Raises OutputError, and GraphError for a graph that cannot be written; other failures are in the result.
+    """
 
     def work(copy: Any, folder: Path) -> Made:
         import torch
@@ -99,7 +102,8 @@ def export_torchscript(module: Any, job: Job, target: Path, conditions: Conditio
         conditions: Those of torch.export; without them, traces at other sizes are compared too.
 
     Raises:
-        OutputError, OSError: `target` cannot be written; other failures are in the result.
+        OutputError: `target` cannot be written.
+        GraphError: the graph cannot be written, or the exporter's process crashed; other failures are in the result.
     """
     complete = conditions is not None and not conditions.unknown
     others = () if complete else sizes_to_trace(job.traced, job.ranges, batch=batch_letter(job.inputs))

@@ -79,8 +79,8 @@ def _shape(spec: TensorSpec) -> Any:
 def _check_rows(
     graph: Path, loaded: LoadedGraph, traced: Mapping[str, int], bound: float, ranges: Mapping[str, ShapeRange]
 ) -> tuple[tuple[Measure, ...], Shapes]:
-    """Each row alone, against the same row in a batch, at every set of sizes of `sizes_to_compare`; and the outputs' shapes
-    there. A graph of a fixed batch is only run."""
+    """Each row alone, against the same row in a batch, at every set of sizes of `sizes_to_compare`; and the shapes of
+    the outputs there. A graph of a fixed batch is only run."""
     letter = batch_letter(loaded.inputs)
     ranges = {name: sizes for name, sizes in ranges.items() if name != letter}  # a row alone is a run of its own
     measures: list[Measure] = []

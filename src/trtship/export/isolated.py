@@ -1,8 +1,8 @@
 """Run an exporter in a forked child: whatever it does to the module or to its process stays there.
 
 A module often cannot be pickled, so the child is a fork, which has the module already. It never returns into its
-parent's stack. PyTorch runs on one thread there, as in the workers of its DataLoader: OpenMP's threads do not come along
-into a fork, and waiting for them would never end.
+parent's stack. PyTorch runs on one thread there, as in the workers of its DataLoader: OpenMP's threads do not come
+along into a fork, and waiting for them would never end.
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ def run_isolated(function: Callable[[Any], T], module: Any, *, folder: Path, wha
         TrtshipError: what `function` raised; an OSError is raised as itself.
     """
     if not sys.platform.startswith("linux") or any(p.device.type != "cpu" for p in module.parameters()):
-        return function(copy.deepcopy(module))
+        found: T = function(copy.deepcopy(module))
+        return found
     log = folder / LOG
     parent = os.getpid()
     reading, writing = os.pipe()
@@ -77,7 +78,8 @@ def run_isolated(function: Callable[[Any], T], module: Any, *, folder: Path, wha
             _child(function, module, writing, log, parent)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    return _answer(pid, reading, writing, log, what)
+    answer: T = _answer(pid, reading, writing, log, what)
+    return answer
 
 
 def _answer(pid: int, reading: int, writing: int, log: Path, what: str) -> Any:
@@ -97,7 +99,7 @@ def _answer(pid: int, reading: int, writing: int, log: Path, what: str) -> Any:
     code = os.waitstatus_to_exitcode(status)
     if code or not data:
         raise _died(code, log.parent, what)
-    kind, value = pickle.loads(data)  # noqa: S301 - from our own child
+    kind, value = pickle.loads(data)
     if kind == "value":
         return value
     name, arguments, text = value
@@ -173,8 +175,8 @@ def _answered(function: Callable[[Any], Any], module: Any) -> bytes:
         name, arguments = type(error).__name__, (error.what, error.why, error.do)
         return pickle.dumps(("error", (name, arguments, _text(error))))
     except OSError as error:
-        arguments = (error.errno, error.strerror, error.filename)
-        return pickle.dumps(("os", ("OSError", arguments, _text(error))))
+        facts = (error.errno, error.strerror, error.filename)
+        return pickle.dumps(("os", ("OSError", facts, _text(error))))
 
 
 def _text(error: BaseException) -> str:

@@ -77,9 +77,9 @@ def _statements(file: str) -> tuple[ast.stmt, ...]:
 
 def _short(file: str) -> str:
     path = Path(file)
-    roots = [Path(p) for p in (*site.getsitepackages(), *(p for p in sys.path if p), Path.cwd()) if str(p) != "/"]
+    roots = [Path(p) for p in (*site.getsitepackages(), *sys.path, str(Path.cwd())) if p not in ("", "/")]
     inside = [path.relative_to(root) for root in roots if path.is_relative_to(root)]
-    return str(min(inside, key=lambda p: len(p.parts), default=path.name))
+    return str(min(inside, key=lambda p: len(p.parts))) if inside else path.name
 
 
 @lru_cache(maxsize=1)

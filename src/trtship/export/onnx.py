@@ -3,8 +3,8 @@
 1. An exporter that finds a decision by a value of an input's in the model's Python ends it all: no graph is that model.
 2. What torch.export relied on about sizes becomes rules (`trtship.export.rules`), whoever wrote the graph. Without its
    conditions, TorchScript's traces at several sizes are compared, and each size with another trace is checked.
-3. The graph's outputs must be PyTorch's at every set of sizes of `sizes_to_compare` that the rules allow: exporters turn
-   sizes into constants without a word where a model computes with them (`int(x.shape[0] / n)`).
+3. The graph's outputs must be PyTorch's at every set of sizes of `sizes_to_compare` that the rules allow: exporters
+   turn sizes into constants without a word where a model computes with them (`int(x.shape[0] / n)`).
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ def onnx_from_torch(
         target: The ONNX file; weights of more than `external_over` bytes go to `target.name + ".data"`.
         inputs: The inputs, in the order of forward's arguments.
         outputs: Names for the outputs.
-        ranges: The sizes of the letters that will be used; only the batch may lack one. Their MIN, OPT and MAX must keep
-            to the rules of the graph.
+        ranges: The sizes of the letters that will be used; only the batch may lack one. Their MIN, OPT and MAX must
+            keep to the rules of the graph.
         opset: The ONNX opset, 20 unless given.
         exporter: The only exporter to try.
         thaw: Gets a graph that is wrong at other batches than the traced one; the graph is then checked again.
@@ -152,9 +152,7 @@ class _Exporting:
             bound=checked.bound,
             bound_from=checked.bound_from,
             checks=checked.measures,
-            outputs=settle_outputs(
-                self.target, checked.outputs, checked.shapes, external_over=job.external_over
-            ),
+            outputs=settle_outputs(self.target, checked.outputs, checked.shapes, external_over=job.external_over),
             thawed=thawed,
             rules=tuple(condition.rule for condition in conditions),
         )
@@ -177,7 +175,8 @@ class _Exporting:
         if made.failure or unknown:
             raise GraphError(
                 f"the {exporter} exporter cannot export this model",
-                why=made.failure or f"it relies on a condition on sizes that trtship cannot write as a rule: {unknown[0]}",
+                why=made.failure
+                or f"it relies on a condition on sizes that trtship cannot write as a rule: {unknown[0]}",
                 do="try the other --exporter, or another --opset; --debug shows the exporter's own traceback",
             )
         return made

@@ -36,9 +36,9 @@ def that_exclude(conditions: Sequence[Condition], asked: Asked) -> tuple[Conditi
 def settle_rules(conditions: Sequence[Condition], asked: Asked, comparer: Comparer) -> tuple[Condition, ...]:
     """Return those of the conditions, each of which excludes some sizes, that are needed.
 
-    Each is compared beside its edge. It is dropped where graph and PyTorch are the same at
-    all sizes tried there. Where the model's own code asks for it (`if h % 2`), code that the export has not seen may run
-    at sizes not tried: then it is dropped only where all sizes that it excludes were tried.
+    Each is compared beside its edge. It is dropped where graph and PyTorch are the same at all sizes tried there. Where
+    the model's own code asks for it (`if h % 2`), code that the export has not seen may run at sizes not tried: then it
+    is dropped only where all sizes that it excludes were tried.
     """
     kept = list(conditions)
     for condition in list(kept):

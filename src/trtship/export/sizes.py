@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import product
 from math import prod
 
@@ -29,8 +29,8 @@ def all_allowed(sizes: Sizes) -> bool:
 def sizes_around(
     traced: Sizes, ranges: Mapping[str, ShapeRange], *, batch: str | None, allowed: Allowed = all_allowed
 ) -> tuple[dict[str, int], ...]:
-    """Return a few sizes, for what is checked many times: the traced ones, then those with the letter `batch` at 1 and at
-    one more, then each other letter at the ends of its range. Without letters, there is only the one set."""
+    """Return a few sizes, for what is checked many times: the traced ones, then the letter `batch` at 1 and at one
+    more, then each other letter at the ends of its range. Without letters, there is only the one set."""
     found = [dict(traced)]
     for letter, size in traced.items():
         others = (1, size + 1) if letter == batch else (ranges[letter].min, ranges[letter].max)
@@ -80,9 +80,7 @@ def _checked(letter: str, traced: int, sizes: ShapeRange | None, is_batch: bool)
     return list(dict.fromkeys([*always, *ends, *sizes.sizes_to_check]))
 
 
-def sizes_to_trace(
-    traced: Sizes, ranges: Mapping[str, ShapeRange], *, batch: str | None
-) -> tuple[dict[str, int], ...]:
+def sizes_to_trace(traced: Sizes, ranges: Mapping[str, ShapeRange], *, batch: str | None) -> tuple[dict[str, int], ...]:
     """Return sizes at which a trace shows whether the model runs other operators there, the cheapest first."""
     found = [{**traced, batch: n} for n in (1, traced[batch] + 1, traced[batch] + 3)] if batch else []
     for letter in traced.keys() & ranges.keys() - {batch}:
@@ -119,7 +117,7 @@ def sizes_within(
     The other letters are at their traced sizes. Where there are too many, they are those near the traced ones and near
     the ends of the ranges, and some between.
     """
-    columns = {letter: _column(ranges.get(letter)) for letter in sorted(letters)}
+    columns: dict[str, Sequence[int]] = {letter: _column(ranges.get(letter)) for letter in sorted(letters)}
     every, count = True, 1
     for column in columns.values():
         count *= len(column)
@@ -134,7 +132,7 @@ def _column(sizes: ShapeRange | None) -> range:
     return range(sizes.min, sizes.max + 1) if sizes else range(1, MOST_UNKNOWN + 1)
 
 
-def _some(column: range, traced: int, letters: int) -> list[int]:
+def _some(column: Sequence[int], traced: int, letters: int) -> list[int]:
     most = int(MOST_COUNTED ** (1 / letters))
     step = max(1, len(column) // max(1, most - 4 * NEAR))
     near = {n for centre in (traced, column[0], column[-1]) for n in range(centre - NEAR, centre + NEAR + 1)}

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from trtship.errors import SpecError
+from trtship.export.exporters import Exporter
 from trtship.export.graph import adopt_graph
 from trtship.export.mend import Thaw
-from trtship.export.exporters import Exporter
 from trtship.export.onnx import EXPORTERS, ExportReport, check_opset, onnx_from_torch
 from trtship.files import draft_beside, refuse_to_replace
+from trtship.input_values import InputDomain
 from trtship.progress import SILENT, Progress
 from trtship.sources import LoadedGraph, LoadedModel, SourceOptions, resolve
 from trtship.spec import ShapeRange
@@ -24,9 +25,11 @@ def graph_from_source(
     opset: int | None = None,
     exporter: str | None = None,
     thaw: Thaw | None = None,
+    domains: Mapping[str, InputDomain] | None = None,
     progress: Progress = SILENT,
 ) -> ExportReport:
-    """Write a loaded source's graph to `target`, checked; `thaw` mends a batch that became a constant.
+    """Write a loaded source's graph to `target`, checked. `thaw` mends a batch that became a constant; `domains` are
+    the values that the inputs may hold.
 
     Raises as `onnx_from_torch` and `adopt_graph` do.
     """
@@ -47,6 +50,7 @@ def graph_from_source(
         opset=opset,
         exporter=parse_exporter(exporter),
         thaw=thaw,
+        domains=domains,
         progress=progress,
     )
 

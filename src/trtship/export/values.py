@@ -1,4 +1,4 @@
-"""Watch a module while it runs, and report where its Python code takes a value out of a tensor that depends on an input.
+"""Watch a module while it runs, and report where its Python code takes a value of an input's out of a tensor.
 
 A trace sees operators only: a number that Python takes out of a tensor, and all that it decides by it, is the same in
 every later run of the graph.
@@ -7,7 +7,7 @@ every later run of the graph.
    makes of a shape does not, unless the shape follows from values, as after `x[x > 0]`.
 2. `bool`, `int`, `float`, `item`, `tolist`, `numpy` and the like on a tensor that depends on an input is reported, with
    the line of the model's code.
-3. Nothing is reported of a line whose outcome can only end the run: an `assert`, or an `if` that does nothing but raise.
+3. Nothing is reported of a line whose outcome can only end the run: an `assert`, or an `if` that only raises.
 """
 
 from __future__ import annotations
@@ -20,16 +20,20 @@ from typing import Any
 from trtship.export.lines import Line, running_line
 
 TAKES_VALUES = frozenset(
-    ["__bool__", "__int__", "__float__", "__complex__", "__index__", "__contains__", "__array__", "__dlpack__", "item"]
-    + ["tolist", "numpy", "equal", "allclose", "is_nonzero", "__nonzero__", "__long__"]
+    [
+        *("__bool__", "__int__", "__float__", "__complex__", "__index__", "__contains__", "__nonzero__", "__long__"),
+        *("__array__", "__dlpack__", "numpy", "tolist", "item", "equal", "allclose", "is_nonzero"),
+    ]
 )
 """Functions of PyTorch that make of a tensor something that is none."""
 SIZED_BY_VALUES = frozenset(
-    ["nonzero", "argwhere", "masked_select", "unique", "_unique2", "unique_consecutive", "unique_dim", "bincount", "nms"]
-    + ["nonzero_static", "repeat_interleave", "combinations"]
+    [
+        *("nonzero", "nonzero_static", "argwhere", "masked_select", "bincount", "nms", "repeat_interleave"),
+        *("unique", "_unique2", "unique_consecutive", "unique_dim", "combinations"),
+    ]
 )
 """Functions whose result's shape follows from values."""
-SIZES = frozenset(["size", "numel", "__len__", "nelement", "sym_size"])
+SIZES = frozenset(("size", "numel", "__len__", "nelement", "sym_size"))
 
 
 class Seen:

@@ -28,8 +28,8 @@ def checked(
     letter: str | None,
     rules: Sequence[SizeRule] = (),
 ) -> Call:
-    """What `feeds` are. `letter` is the batch's, where a batch that is too large may be run in parts; each part keeps to
-    `rules`. Raises InputError."""
+    """What `feeds` are. `letter` is the batch's, where a batch that is too large may be run in parts; each part keeps
+    to `rules`. Raises InputError."""
     _check_names(inputs, feeds)
     kind = _kind(inputs, feeds)
     facts = {spec.name: _facts(inputs, spec.name, kind, feeds[spec.name]) for spec in inputs}

@@ -17,7 +17,6 @@ from trtship.preprocess import Preprocess
 from trtship.sources import LoadedModel
 from trtship.spec import Record, TensorSpec, batch_letter, broken_rule, from_json, to_json
 
-
 HOLDS = "rules on sizes"
 """In the export stage's key: what earlier versions of it remembered holds less."""
 
