@@ -16,7 +16,7 @@ from trtship.cli.main import main
 from trtship.errors import BundleSchemaError, InputError
 from trtship.spec import as_plain, to_json
 
-NET = '''
+NET = """
 import torch
 import torch.nn.functional as F
 
@@ -38,7 +38,7 @@ class Net(torch.nn.Module):
 
 def make():
     return Net()
-'''
+"""
 OPTIONS = ["--precision", "fp32", "--batch", "1:2:4"]
 
 
@@ -51,9 +51,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "b"
 
 
-def test_the_rule_is_in_the_manifest_the_evidence_and_inspect(
-    bundle: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_rule_is_in_the_manifest_the_evidence_and_inspect(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     opened = Bundle.open(bundle)
     assert [rule.text for rule in opened.manifest.rules] == ["H % 2 != 1"]
     assert opened.evidence("export")["export"]["rules"][0]["text"] == "H % 2 != 1"

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from traceback import format_exception
 from typing import Any, Literal
 
 import msgspec
@@ -47,13 +48,14 @@ class Made(msgspec.Struct, frozen=True):
     """What came of one exporter.
 
     `conditions` are None where torch.export did not get to the end. `decides` is the line of the model that decides by
-    a value of an input's: no graph is the model then. `failure` says in one line why there is no graph. `traced` is
-    what TorchScript's traces show.
+    a value of an input's: no graph is the model then. `failure` says in one line why there is no graph, `details` is
+    the exporter's traceback. `traced` is what TorchScript's traces show.
     """
 
     conditions: Conditions | None = None
     decides: Line | None = None
     failure: str = ""
+    details: str = ""
     traced: Traced = Traced()
 
 
@@ -85,7 +87,7 @@ def export_dynamo(module: Any, job: Job, target: Path) -> Made:
             for value, spec in zip(model.graph.inputs, job.inputs, strict=False):
                 _name_sizes(value, spec)
         except Exception as error:
-            return Made(conditions=captured.conditions, failure=_first_line(error))
+            return _failed(error, captured.conditions)
         _write(model, folder / target.name, job)
         return made
 
@@ -135,7 +137,7 @@ def export_torchscript(module: Any, job: Job, target: Path, conditions: Conditio
         except OSError:  # a full disk says nothing about the model
             raise
         except Exception as error:
-            return Made(failure=_first_line(error))
+            return _failed(error)
         _write(model, folder / target.name, job)
         return Made(traced=traced)
 
@@ -175,7 +177,7 @@ def _captured(module: Any, job: Job) -> tuple[Captured | None, Made]:
     except DecidesByValues as found:
         return None, Made(decides=found.line)
     except Exception as error:
-        return None, Made(failure=_first_line(error))
+        return None, _failed(error)
     return captured, Made(conditions=captured.conditions)
 
 
@@ -207,6 +209,10 @@ def _write(model: Any, path: Path, job: Job) -> None:
             do="try the other --exporter, or another --opset",
         )
     save_graph(model, path, external_over=job.external_over)
+
+
+def _failed(error: Exception, conditions: Conditions | None = None) -> Made:
+    return Made(conditions=conditions, failure=_first_line(error), details="".join(format_exception(error)))
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,6 +1,8 @@
 """Export with the dynamo exporter, or with the TorchScript one where that fails, and believe neither.
 
 1. An exporter that finds a decision by a value of an input's in the model's Python ends it all: no graph is that model.
+   torch.export runs the code on tensors without values, so there is none that it could freeze; TorchScript's traces are
+   made of values, so they are watched, and repeated at other values.
 2. What torch.export relied on about sizes becomes rules (`trtship.export.rules`), whoever wrote the graph. Without its
    conditions, TorchScript's traces at several sizes are compared, and each size with another trace is checked.
 3. The graph's outputs must be PyTorch's at every set of sizes of `sizes_to_compare` that the rules allow: exporters
@@ -17,11 +19,12 @@ from trtship.errors import ExportMismatchError, GateError, GraphError, SpecError
 from trtship.export.check import Checked, check_export, comparing
 from trtship.export.conditions import Condition, Conditions
 from trtship.export.exporters import Exporter, Job, Made, conditions_only, export_dynamo, export_torchscript
-from trtship.export.isolated import ExporterDied
+from trtship.export.isolated import ChildTraceback, ExporterDied
 from trtship.export.lines import Line
 from trtship.export.mend import Thaw, check_and_mend
 from trtship.export.outputs import settle_outputs
 from trtship.export.rules import Asked, refuse_broken_corners, settle_rules, tell_rules, that_exclude
+from trtship.export.sizes import sizes_to_compare
 from trtship.graphs import EXTERNAL_OVER
 from trtship.input_values import InputDomain
 from trtship.measure import Measure
@@ -178,7 +181,7 @@ class _Exporting:
                 why=made.failure
                 or f"it relies on a condition on sizes that trtship cannot write as a rule: {unknown[0]}",
                 do="try the other --exporter, or another --opset; --debug shows the exporter's own traceback",
-            )
+            ) from (ChildTraceback(made.details) if made.details else None)
         return made
 
     def _learn(self, run: Any) -> Made:
@@ -239,9 +242,18 @@ class _Exporting:
             self.is_final = any(condition.decides for condition in kept)
             raise
         rules = [condition.rule for condition in kept]
-        if len(kept) < len(excluding):  # sizes that were left out at first are to be compared too
+        if self._to_compare(rules) != self._to_compare(strict):  # sizes that were left out at first
             checked = check(rules)
         return checked, thawed, kept
+
+
+    def _to_compare(self, rules: Sequence[SizeRule]) -> tuple[dict[str, int], ...]:
+        return sizes_to_compare(
+            self.job.traced,
+            self.job.ranges,
+            batch=self.asked.batch,
+            allowed=lambda sizes: broken_rule(rules, sizes) is None,
+        )
 
 
 def _decides(line: Line) -> GraphError:

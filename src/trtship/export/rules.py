@@ -8,7 +8,7 @@ from itertools import islice
 import msgspec
 
 from trtship.errors import SpecError
-from trtship.export.check import Comparer, where
+from trtship.export.check import Comparer, Difference, mismatch, where
 from trtship.export.conditions import Condition
 from trtship.export.sizes import Sizes, corners, sizes_within
 from trtship.progress import Progress
@@ -16,6 +16,8 @@ from trtship.spec import ShapeRange, SizeRule, broken_rule
 
 MOST_PROVED = 16
 """Sizes that a rule excludes, and that are all compared."""
+MOST_EDGES = 4
+"""Sizes next to those that a rule excludes, and that are compared."""
 MOST_BESIDE = 6
 """Sizes beside a rule that are compared before it is dropped."""
 
@@ -26,6 +28,10 @@ class Asked(msgspec.Struct, frozen=True):
     ranges: Mapping[str, ShapeRange]
     traced: Sizes
     batch: str | None
+
+    def promises(self, sizes: Sizes) -> bool:
+        """Return whether the sizes are within the ranges, as far as there are such."""
+        return all(size >= 1 and (x not in self.ranges or size in self.ranges[x]) for x, size in sizes.items())
 
 
 def that_exclude(conditions: Sequence[Condition], asked: Asked) -> tuple[Condition, ...]:
@@ -38,7 +44,8 @@ def settle_rules(conditions: Sequence[Condition], asked: Asked, comparer: Compar
 
     Each is compared beside its edge. It is dropped where graph and PyTorch are the same at all sizes tried there. Where
     the model's own code asks for it (`if h % 2`), code that the export has not seen may run at sizes not tried: then it
-    is dropped only where all sizes that it excludes were tried.
+    is dropped only where all sizes that it excludes were tried. Raises ExportMismatchError where the graph is not the
+    model at a size next to those that a rule excludes.
     """
     kept = list(conditions)
     for condition in list(kept):
@@ -46,7 +53,16 @@ def settle_rules(conditions: Sequence[Condition], asked: Asked, comparer: Compar
         beside, are_all = _beside(condition, others, asked)
         if beside and (are_all or not condition.decides) and all(comparer.agrees(sizes) for sizes in beside):
             kept.remove(condition)
-    return _without_implied(kept, asked)
+    found = _without_implied(kept, asked)
+    rules = [condition.rule for condition in found]
+    for condition in found:
+        for sizes in _edges(condition, rules, asked):
+            try:
+                comparer.compare(sizes)
+            except Difference as difference:
+                if not difference.model_fails:
+                    raise mismatch(sizes, asked.traced, difference.why) from difference
+    return found
 
 
 def refuse_broken_corners(conditions: Iterable[Condition], asked: Asked) -> None:
@@ -81,6 +97,20 @@ def _beside(condition: Condition, others: Sequence[SizeRule], asked: Asked) -> t
     alone.sort(key=lambda sizes: sum(abs(size - asked.traced[letter]) for letter, size in sizes.items()))
     half = MOST_BESIDE // 2
     return alone[:half] + alone[half:][-half:], False
+
+
+def _edges(condition: Condition, rules: Sequence[SizeRule], asked: Asked) -> list[dict[str, int]]:
+    """Sizes that keep to all rules, one away from a size that breaks this one: the nearest to the traced ones."""
+    _, counted = sizes_within(condition.rule.letters, asked.ranges, asked.traced, batch=asked.batch)
+    found = []
+    for sizes in counted:
+        beside = ({**sizes, x: sizes[x] + step} for x in condition.rule.letters for step in (-1, 1))
+        if broken_rule(rules, sizes) is None and any(
+            asked.promises(there) and not condition.rule.allows(there) for there in beside
+        ):
+            found.append(sizes)
+    found.sort(key=lambda sizes: sum(abs(size - asked.traced[letter]) for letter, size in sizes.items()))
+    return found[:MOST_EDGES]
 
 
 def _without_implied(conditions: Sequence[Condition], asked: Asked) -> tuple[Condition, ...]:

@@ -109,7 +109,7 @@ def _classes() -> tuple[Any, Any]:
             shaped = state or name in SIZED_BY_VALUES or (name == "__getitem__" and self.by_mask(args[1]))
             for tensor in tensors(result):
                 self.mark(tensor, shaped and tensor.dim() > 0)
-            if name.endswith("_") or name == "__setitem__":  # written in place
+            if name.endswith("_") or name in ("__setitem__", "__set__"):  # written in place
                 self.mark_all(args[:1], False)
             self.mark_all(kwargs.get("out"), False)
             return result
