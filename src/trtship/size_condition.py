@@ -1,6 +1,6 @@
 """Evaluate a condition over sizes, such as `H % 2 == 0`, that comes from a file nobody vouches for.
 
-The text is parsed as Python and walked node by node; nothing of it is ever executed. Whole numbers, single letters,
+The text is parsed as Python, and each node becomes a function of ours; nothing of the text is ever executed. Whole numbers, single letters,
 arithmetic, comparisons, `and`, `or`, `not`, and calls of `int`, `float`, `min`, `max`, `abs`, `round`, `floor`, `ceil`
 and `sqrt` are allowed.
 """
@@ -63,7 +63,7 @@ def holds(text: str, sizes: Mapping[str, int]) -> bool:
         ValueError: `text` is not a condition.
     """
     try:
-        return bool(_value(_parse(text).body, sizes))
+        return bool(_compiled(text)(sizes))
     except (ArithmeticError, TypeError):
         return False
 
@@ -101,29 +101,48 @@ def _check(node: ast.AST) -> None:
     raise ValueError(f"{type(node).__name__} is not allowed in a condition on sizes")
 
 
-def _value(node: ast.AST, sizes: Mapping[str, int]) -> Any:
-    found: Any
+Value = Callable[[Mapping[str, int]], Any]
+"""A part of a condition, ready to be computed."""
+
+
+@lru_cache(maxsize=256)
+def _compiled(text: str) -> Value:
+    try:
+        return _value(_parse(text).body)
+    except RecursionError as error:
+        raise ValueError(f"{text[:80]!r} is not a condition on sizes") from error
+
+
+def _value(node: ast.AST) -> Value:
     match node:
         case ast.Constant(value=value):
-            found = value
+            return _bounded(lambda sizes: value)
         case ast.Name(id=name):
-            found = sizes[name]
+            return operator.itemgetter(name)
         case ast.BoolOp(op=op, values=values):
-            wanted = isinstance(op, ast.Or)
-            return any(bool(_value(v, sizes)) is wanted for v in values) is wanted
-        case ast.UnaryOp(op=ast.Not(), operand=operand):
-            return not _value(operand, sizes)
-        case ast.UnaryOp(operand=operand):
-            found = -_value(operand, sizes)
+            wanted, parts = isinstance(op, ast.Or), [_value(v) for v in values]
+            return lambda sizes: any(bool(part(sizes)) is wanted for part in parts) is wanted
+        case ast.UnaryOp(op=op, operand=operand):
+            inner = _value(operand)
+            return (lambda sizes: not inner(sizes)) if isinstance(op, ast.Not) else (lambda sizes: -inner(sizes))
         case ast.BinOp(left=left, op=op, right=right):
-            found = _BINARY[type(op)](_value(left, sizes), _value(right, sizes))
+            function, one, other = _BINARY[type(op)], _value(left), _value(right)
+            return _bounded(lambda sizes: function(one(sizes), other(sizes)))
         case ast.Compare(left=left, ops=ops, comparators=comparators):
-            values = [_value(v, sizes) for v in (left, *comparators)]
-            return all(_COMPARE[type(op)](a, b) for op, a, b in zip(ops, values, values[1:], strict=False))
+            sides = [_value(v) for v in (left, *comparators)]
+            steps = list(zip([_COMPARE[type(op)] for op in ops], sides, sides[1:], strict=False))
+            return lambda sizes: all(compare(one(sizes), other(sizes)) for compare, one, other in steps)
         case ast.Call(func=ast.Name(id=name), args=args):
-            found = _CALLS[name](*[_value(a, sizes) for a in args])
-        case _:
-            raise ValueError(f"{type(node).__name__} is not allowed in a condition on sizes")
-    if abs(found) > MAX_VALUE:
-        raise OverflowError("a number beyond 64 bits")
-    return found
+            function, arguments = _CALLS[name], [_value(a) for a in args]
+            return _bounded(lambda sizes: function(*[argument(sizes) for argument in arguments]))
+    raise ValueError(f"{type(node).__name__} is not allowed in a condition on sizes")
+
+
+def _bounded(value: Value) -> Value:
+    def bounded(sizes: Mapping[str, int]) -> Any:
+        found = value(sizes)
+        if abs(found) > MAX_VALUE:
+            raise OverflowError("a number beyond 64 bits")
+        return found
+
+    return bounded

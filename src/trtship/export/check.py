@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -87,13 +87,15 @@ class Comparer:
             raise Difference(f"PyTorch fails there ({failure}), and the graph gives an answer")
         return self._measures(expected, found, feeds, sizes), {n: tuple(a.shape) for n, a in found.items()}
 
-    def agrees(self, sizes: Sizes) -> bool:
-        """Return whether both give the same outputs at these sizes; that both fail is not the same."""
+    def judge(self, sizes: Sizes) -> Literal["same", "differ", "both fail"]:
+        """Return whether both give the same outputs at these sizes, or neither takes them."""
         try:
             self.compare(sizes)
-        except (Difference, SourceError):
-            return False
-        return True
+        except Difference as difference:
+            return "both fail" if difference.model_fails else "differ"
+        except SourceError:
+            return "differ"
+        return "same"
 
     def _expected(self, feeds: Mapping[str, Any]) -> tuple[dict[str, Any] | None, str]:
         """PyTorch's outputs; None, and why, where the model takes no such inputs."""

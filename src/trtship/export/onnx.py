@@ -246,7 +246,6 @@ class _Exporting:
             checked = check(rules)
         return checked, thawed, kept
 
-
     def _to_compare(self, rules: Sequence[SizeRule]) -> tuple[dict[str, int], ...]:
         return sizes_to_compare(
             self.job.traced,

@@ -16,6 +16,10 @@ from trtship.spec import ShapeRange, SizeRule, broken_rule
 
 MOST_PROVED = 16
 """Sizes that a rule excludes, and that are all compared."""
+MOST_COMBINED = 8
+"""Rules among which those are looked for that follow from the others; a rule too many does no harm."""
+MOST_SHOWN = 200
+"""Characters of a rule in a message."""
 MOST_EDGES = 4
 """Sizes next to those that a rule excludes, and that are compared."""
 MOST_BESIDE = 6
@@ -42,7 +46,8 @@ def that_exclude(conditions: Sequence[Condition], asked: Asked) -> tuple[Conditi
 def settle_rules(conditions: Sequence[Condition], asked: Asked, comparer: Comparer) -> tuple[Condition, ...]:
     """Return those of the conditions, each of which excludes some sizes, that are needed.
 
-    Each is compared beside its edge. It is dropped where graph and PyTorch are the same at all sizes tried there. Where
+    Each is compared beside its edge. It is dropped where graph and PyTorch are the same at all sizes tried there, or
+    neither takes the size. Where
     the model's own code asks for it (`if h % 2`), code that the export has not seen may run at sizes not tried: then it
     is dropped only where all sizes that it excludes were tried. Raises ExportMismatchError where the graph is not the
     model at a size next to those that a rule excludes.
@@ -51,7 +56,7 @@ def settle_rules(conditions: Sequence[Condition], asked: Asked, comparer: Compar
     for condition in list(kept):
         others = [c.rule for c in kept if c is not condition]
         beside, are_all = _beside(condition, others, asked)
-        if beside and (are_all or not condition.decides) and all(comparer.agrees(sizes) for sizes in beside):
+        if (are_all or not condition.decides) and _are_same(beside, comparer):
             kept.remove(condition)
     found = _without_implied(kept, asked)
     rules = [condition.rule for condition in found]
@@ -77,7 +82,13 @@ def refuse_broken_corners(conditions: Iterable[Condition], asked: Asked) -> None
 def tell_rules(conditions: Sequence[Condition], progress: Progress) -> None:
     """A note for each rule."""
     for condition in conditions:
-        progress.note(f"the graph is the model only where {condition.rule}: other sizes are refused at run time")
+        rule = condition.rule
+        place = f" (from {rule.where})" if rule.where else ""
+        progress.note(f"the graph is the model only where {_short(rule)}{place}: other sizes are refused at run time")
+
+
+def _short(rule: SizeRule) -> str:
+    return rule.text if len(rule.text) <= MOST_SHOWN else f"{rule.text[:MOST_SHOWN]} ..."
 
 
 def _excludes(condition: Condition, asked: Asked) -> bool:
@@ -88,15 +99,26 @@ def _excludes(condition: Condition, asked: Asked) -> bool:
 
 def _beside(condition: Condition, others: Sequence[SizeRule], asked: Asked) -> tuple[list[dict[str, int]], bool]:
     """Sizes that break this rule, and whether those are all that do. Where they are many, they are the nearest to the
-    traced ones and the farthest, of those that break no other rule if there are such."""
+    traced ones and the farthest, of those that break the fewest other rules."""
     every, counted = sizes_within(condition.rule.letters, asked.ranges, asked.traced, batch=asked.batch)
     breaking = [sizes for sizes in counted if not condition.rule.allows(sizes)]
     if every and len(breaking) <= MOST_PROVED:
         return breaking, True
-    alone = [sizes for sizes in breaking if broken_rule(others, sizes) is None] or breaking
-    alone.sort(key=lambda sizes: sum(abs(size - asked.traced[letter]) for letter, size in sizes.items()))
+    breaking.sort(key=lambda sizes: sum(abs(size - asked.traced[letter]) for letter, size in sizes.items()))
+    broken = [sum(not rule.allows(sizes) for rule in others) for sizes in breaking]
+    alone = [sizes for sizes, count in zip(breaking, broken, strict=True) if count == min(broken)]
     half = MOST_BESIDE // 2
     return alone[:half] + alone[half:][-half:], False
+
+
+def _are_same(beside: Sequence[Sizes], comparer: Comparer) -> bool:
+    """Whether graph and PyTorch are the same at these sizes, but for those that neither takes: no answer is wrong."""
+    found = []
+    for sizes in beside:
+        found.append(comparer.judge(sizes))
+        if found[-1] == "differ":
+            return False
+    return "same" in found
 
 
 def _edges(condition: Condition, rules: Sequence[SizeRule], asked: Asked) -> list[dict[str, int]]:
@@ -116,6 +138,8 @@ def _edges(condition: Condition, rules: Sequence[SizeRule], asked: Asked) -> lis
 def _without_implied(conditions: Sequence[Condition], asked: Asked) -> tuple[Condition, ...]:
     """Without those that no size breaks which keeps to the others: PyTorch's checks of what the model checks too."""
     kept = list(conditions)
+    if len(kept) > MOST_COMBINED:
+        return tuple(kept)
     for condition in sorted(conditions, key=lambda c: (c.decides, -len(c.rule.text))):
         others = [c.rule for c in kept if c is not condition]
         letters = condition.rule.letters.union(*(rule.letters for rule in others))
@@ -136,7 +160,7 @@ def _broken(condition: Condition, sizes: Sizes, asked: Asked) -> SpecError:
     )
     asks = f"{place} asks for it" if place else "PyTorch's operators need it"
     return SpecError(
-        f"the exported graph is the model only where {rule.text}, and {where(sizes)} breaks that",
+        f"the exported graph is the model only where {_short(rule)}, and {where(sizes)} breaks that",
         why=f"{asks}; {given} promises it for MIN, OPT and MAX",
         do=_advice(rule, letters, options, asked) + ", or write the model without a condition on the size",
     )
@@ -164,4 +188,4 @@ def _distance(size: int) -> Callable[[int], int]:
 
 def _near(letter: str, asked: Asked) -> list[int]:
     sizes = asked.ranges[letter]
-    return list(islice(range(sizes.min, sizes.max + 1), 100_000))
+    return list(islice(range(sizes.min, sizes.max + 1), 5_000))

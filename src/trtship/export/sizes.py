@@ -11,7 +11,7 @@ from trtship.spec import ShapeRange
 Sizes = Mapping[str, int]
 """A size for each letter."""
 Allowed = Callable[[Sizes], bool]
-MOST_COUNTED = 20_000
+MOST_COUNTED = 5_000
 """Sets of sizes that are looked at one by one; of more, some."""
 NEAR = 8
 """How far around a known size all sizes are looked at where there are too many."""
