@@ -1,8 +1,8 @@
 """Evaluate a condition over sizes, such as `H % 2 == 0`, that comes from a file nobody vouches for.
 
-The text is parsed as Python, and each node becomes a function of ours; nothing of the text is ever executed. Whole numbers, single letters,
-arithmetic, comparisons, `and`, `or`, `not`, and calls of `int`, `float`, `min`, `max`, `abs`, `round`, `floor`, `ceil`
-and `sqrt` are allowed.
+The text is parsed as Python, and each node becomes a function of ours; nothing of the text is ever executed. Whole
+numbers, single letters, arithmetic, comparisons, `and`, `or`, `not`, and calls of `int`, `float`, `min`, `max`, `abs`,
+`round`, `floor`, `ceil` and `sqrt` are allowed.
 """
 
 from __future__ import annotations

@@ -241,7 +241,8 @@ class _Exporting:
         except SpecError:
             self.is_final = any(condition.decides for condition in kept)
             raise
-        rules = [condition.rule for condition in kept]
+        dropped = [condition for condition in excluding if condition not in kept]
+        rules = [condition.rule for condition in known if condition not in dropped]
         if self._to_compare(rules) != self._to_compare(strict):  # sizes that were left out at first
             checked = check(rules)
         return checked, thawed, kept
