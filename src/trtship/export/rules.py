@@ -54,7 +54,7 @@ def settle_rules(conditions: Sequence[Condition], asked: Asked, comparer: Compar
     """
     kept = list(conditions)
     for condition in list(kept):
-        others = [c.rule for c in kept if c is not condition]
+        others = [c.rule for c in kept if c is not condition and c.decides]  # these stay, whatever is found here
         beside, are_all = _beside(condition, others, asked)
         if (are_all or not condition.decides) and _are_same(beside, comparer):
             kept.remove(condition)
@@ -99,14 +99,13 @@ def _excludes(condition: Condition, asked: Asked) -> bool:
 
 def _beside(condition: Condition, others: Sequence[SizeRule], asked: Asked) -> tuple[list[dict[str, int]], bool]:
     """Sizes that break this rule, and whether those are all that do. Where they are many, they are the nearest to the
-    traced ones and the farthest, of those that break the fewest other rules."""
+    traced ones and the farthest, of those that break no rule of `others` if there are such."""
     every, counted = sizes_within(condition.rule.letters, asked.ranges, asked.traced, batch=asked.batch)
     breaking = [sizes for sizes in counted if not condition.rule.allows(sizes)]
     if every and len(breaking) <= MOST_PROVED:
         return breaking, True
     breaking.sort(key=lambda sizes: sum(abs(size - asked.traced[letter]) for letter, size in sizes.items()))
-    broken = [sum(not rule.allows(sizes) for rule in others) for sizes in breaking]
-    alone = [sizes for sizes, count in zip(breaking, broken, strict=True) if count == min(broken)]
+    alone = [sizes for sizes in breaking if broken_rule(others, sizes) is None] or breaking
     half = MOST_BESIDE // 2
     return alone[:half] + alone[half:][-half:], False
 
