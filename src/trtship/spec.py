@@ -6,13 +6,14 @@ All are msgspec structs: strict types, unknown keys refused, JSON in and out wit
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import Annotated, Any, TypeAlias, TypeVar
 
 import msgspec
 
 from trtship.errors import SpecError
+from trtship.size_condition import holds, parse_condition
 
 T = TypeVar("T")
 
@@ -189,6 +190,43 @@ class TensorSpec(Record, frozen=True):
 
     def __str__(self) -> str:
         return f"{self.name}: {self.dtype} [{', '.join(str(d) for d in self.shape)}]"
+
+
+class SizeRule(Record, frozen=True):
+    """A condition on the dynamic sizes under which a graph is the model.
+
+    A model whose code asks for a size (`if h % 2: pad`) is exported along one path; the rule says where that path is
+    the right one. `text` is a condition over the letters of the inputs, such as `H % 2 == 0`; `where` is the line of
+    the model's code that asks, `file:line`, or empty where it is not known.
+    """
+
+    text: str
+    where: str = ""
+
+    def __post_init__(self) -> None:
+        parse_condition(self.text)  # ValueError: a manifest with another text is not in the schema
+
+    @property
+    def letters(self) -> frozenset[str]:
+        """The letters that the condition depends on."""
+        return parse_condition(self.text)
+
+    def allows(self, sizes: Mapping[str, int]) -> bool:
+        """Return whether `sizes` keep to the rule. Where they lack a letter of it, nothing can be said: True."""
+        return not self.letters <= sizes.keys() or holds(self.text, sizes)
+
+    def __str__(self) -> str:
+        return f"{self.text} (from {self.where})" if self.where else self.text
+
+
+def broken_rule(rules: Iterable[SizeRule], sizes: Mapping[str, int]) -> SizeRule | None:
+    """Return the first of `rules` that `sizes` break, or None."""
+    return next((rule for rule in rules if not rule.allows(sizes)), None)
+
+
+def allowed_by(rules: Sequence[SizeRule]) -> Callable[[Mapping[str, int]], bool]:
+    """Return a function that tells whether sizes keep all of `rules`."""
+    return lambda sizes: broken_rule(rules, sizes) is None
 
 
 def batch_letter(inputs: Sequence[TensorSpec]) -> str | None:

@@ -12,8 +12,8 @@ import torch
 
 from trtship.errors import ExportMismatchError, GraphError, SourceError, SpecError
 from trtship.export import EXPORTERS, onnx_from_torch
-from trtship.export.check import sizes_around
 from trtship.export.onnx import traced_sizes
+from trtship.export.sizes import sizes_around, sizes_to_compare
 from trtship.progress import Progress
 from trtship.session.onnxruntime import OnnxRuntimeSession
 from trtship.spec import ShapeRange, TensorSpec
@@ -55,11 +55,13 @@ class Small(torch.nn.Module):
         return self.head(torch.relu(self.conv(x)).mean((2, 3)))
 
 
-class Asks(Small):
-    """Data-dependent control flow: torch.export refuses it, a trace does not see it."""
+class Unexportable(Small):
+    """torch.export does not get through it, TorchScript does."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return super().forward(x) if float(x.abs().sum()) >= 0 else x
+        if torch.compiler.is_exporting():
+            raise TypeError("nothing for torch.export")
+        return super().forward(x)
 
 
 @both
@@ -107,17 +109,17 @@ def test_what_dynamo_refuses_torchscript_takes_and_one_line_says_why(tmp_path: P
             said.append(text)
 
     report = onnx_from_torch(
-        seeded(Asks), tmp_path / "m.onnx", inputs=IMAGE, outputs=["logits"], progress=Listener()
+        seeded(Unexportable), tmp_path / "m.onnx", inputs=IMAGE, outputs=["logits"], progress=Listener()
     )  # fmt: skip
     assert report.exporter == "torchscript"
-    assert "data-dependent" in report.fell_back
+    assert "nothing for torch.export" in report.fell_back
     assert [text for text in said if report.fell_back in text and "\n" not in text] == said != []
 
 
 def test_an_exporter_that_was_asked_for_is_not_replaced(tmp_path: Path) -> None:
     with pytest.raises(GraphError, match="dynamo exporter cannot"):
         onnx_from_torch(
-            seeded(Asks), tmp_path / "m.onnx", inputs=IMAGE, outputs=["logits"], exporter="dynamo"
+            seeded(Unexportable), tmp_path / "m.onnx", inputs=IMAGE, outputs=["logits"], exporter="dynamo"
         )  # fmt: skip
     assert list(tmp_path.iterdir()) == []
 
@@ -203,7 +205,8 @@ def test_several_inputs_and_outputs_keep_their_names_and_dynamic_sizes(exporter:
         exporter=exporter,  # type: ignore[arg-type]
     )
     assert report.traced == {"B": 2, "L": 4}
-    assert {(m.sizes["B"], m.sizes["L"]) for m in report.checks} == {(2, 4), (1, 4), (3, 4), (2, 3), (2, 9)}
+    compared = {(m.sizes["B"], m.sizes["L"]) for m in report.checks}
+    assert compared == {(2, 4), (1, 4), (3, 4), (2, 3), (2, 9), (2, 8), (2, 7)}
     with OnnxRuntimeSession(tmp_path / "m.onnx") as session:
         assert [(s.name, s.shape) for s in session.inputs] == [("image", ("B", 3, 8, 8)), ("ids", ("B", "L"))]
         found = session.infer({"image": np.zeros((5, 3, 8, 8), np.float32), "ids": np.ones((5, 7), np.int64)})
@@ -223,7 +226,9 @@ def test_a_fixed_batch_with_dynamic_height_and_width(exporter: str, tmp_path: Pa
         exporter=exporter,  # type: ignore[arg-type]
     )
     assert report.traced == {"H": 32, "W": 48}
-    assert {(m.sizes["H"], m.sizes["W"]) for m in report.checks} == {(32, 48), (16, 48), (64, 48), (32, 16)}
+    compared = {(m.sizes["H"], m.sizes["W"]) for m in report.checks}
+    alone = {(32, 48), (16, 48), (17, 48), (63, 48), (64, 48), (41, 48), (32, 16), (32, 17), (32, 33), (32, 47)}
+    assert compared == alone | {(16, 16), (17, 17), (63, 47), (64, 48), (41, 33)}
 
 
 @both
@@ -249,6 +254,24 @@ def test_the_batch_is_tried_around_the_traced_one_and_other_sizes_at_their_ends(
         {"B": 2, "L": 5}, {"B": 1, "L": 5}, {"B": 3, "L": 5}, {"B": 2, "L": 7},
     )  # fmt: skip
     assert sizes_around({}, {}, batch=None) == ({},)
+    assert sizes_around({"B": 2, "L": 5}, ranges, batch="B", allowed=lambda s: s["B"] != 1 and s["L"] < 7) == (
+        {"B": 2, "L": 5}, {"B": 3, "L": 5},
+    )  # fmt: skip
+
+
+def test_graph_and_model_are_compared_at_the_ends_of_each_range_beside_them_and_at_odd_sizes() -> None:
+    ranges = {"B": ShapeRange(min=4, opt=8, max=16), "L": ShapeRange(min=5, opt=6, max=7)}
+    found = sizes_to_compare({"B": 4, "L": 6}, ranges, batch="B")
+    assert {s["B"] for s in found if s["L"] == 6} == {1, 4, 5, 8, 11, 15, 16}
+    assert {s["L"] for s in found if s["B"] == 4} == {5, 6, 7}
+    assert {(s["B"], s["L"]) for s in found} >= {(4, 5), (16, 7), (8, 6), (5, 6), (15, 6), (11, 7)}
+    assert len({tuple(s.items()) for s in found}) == len(found)
+    assert sizes_to_compare({}, {}, batch=None) == ({},)
+
+
+def test_a_batch_is_traced_within_its_range() -> None:
+    assert traced_sizes(specs("x=Bx3"), {"B": ShapeRange(min=5, opt=8, max=9)}) == {"B": 5}
+    assert traced_sizes(specs("x=Bx3"), {"B": ShapeRange(min=1, opt=1, max=9)}) == {"B": 2}
 
 
 def test_a_model_that_gives_nan_itself_is_not_blamed_on_the_exporter(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def assert_same(module: torch.nn.Module, graph: Path, batch: int) -> None:
 def test_a_frozen_batch_is_made_dynamic_noted_and_reported(exporter: str, tmp_path: Path) -> None:
     module, progress = Windows(), Heard()
     report = exported(module, tmp_path / "m.onnx", exporter=exporter, external_over=100, progress=progress)
-    places = {"dynamo": 4, "torchscript": 1}[exporter]  # dynamo takes the whole batch, inputs and all, for a constant
+    places = {"dynamo": 3, "torchscript": 1}[exporter]  # dynamo takes the whole batch for a constant
     assert report.exporter == exporter
     assert len(report.thawed) == places
     assert "(Reshape)" in report.thawed[-1]

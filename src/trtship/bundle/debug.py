@@ -32,7 +32,7 @@ from trtship.passes.optimization import optimize
 from trtship.passes.registry import find_passes
 from trtship.progress import SILENT, Progress
 from trtship.session.base import Session
-from trtship.spec import Precision, Record, ShapeRange, batch_range
+from trtship.spec import Precision, Record, ShapeRange, allowed_by, batch_range
 from trtship.verify import all_probes, compare
 from trtship.verify.attack import attack
 from trtship.verify.locate import MEMORY, WIDTH, Located, Search, same_tensors
@@ -164,10 +164,19 @@ class _Job:
                 batches=batches,
                 bound=bound,
                 ranges=m.ranges,
+                allowed=allowed_by(m.rules),
                 progress=self.progress,
             )
-            probes = [probe for probe in all_probes() if not probe.of_memory]
-            probed = attack(opens, recorded, subject=FP32, ranges=m.ranges, bound=bound, session=session, probes=probes)
+            probed = attack(
+                opens,
+                recorded,
+                subject=FP32,
+                ranges=m.ranges,
+                bound=bound,
+                session=session,
+                probes=[probe for probe in all_probes() if not probe.of_memory],
+                allowed=allowed_by(m.rules),
+            )
             verdicts = [compared, *probed]
             runtime = session.runtime
         failed = [f"{v.gate}: {v.reason}" for v in verdicts if v.state == "failed"]

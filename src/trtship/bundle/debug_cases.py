@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 
 from trtship.bundle.bundle import Bundle
-from trtship.spec import batch_range
+from trtship.spec import allowed_by, batch_range
 from trtship.verify import Reference
 from trtship.verify.compare import ON_CPU, batches_of
 from trtship.verify.sizes import in_words
@@ -27,10 +27,11 @@ def cases_of(bundle: Bundle) -> Iterator[Case]:
     """Yield the inputs to look at: those on which a check has failed, then the smallest first, since the less a fault
     needs, the easier it is looked into."""
     m, reference = bundle.manifest, bundle.reference()
-    sizes = batch_range(m.inputs, m.ranges)
-    runs = [(reference, size) for size in (sizes.sizes_to_check if reference.batch is not None else (0,))]
+    sizes, allowed = batch_range(m.inputs, m.ranges), allowed_by(m.rules)
+    batches = sizes.sizes_to_check if reference.batch is not None else (0,)
+    runs = [(reference, size) for size in batches if not size or allowed(_sizes(reference, size))]
     for other in sorted(reference.others, key=lambda case: sum(case.sizes.values())):
-        runs += [(other, batch) for batch in batches_of(other, m.ranges, most=ON_CPU)]
+        runs += [(other, batch) for batch in batches_of(other, m.ranges, most=ON_CPU, allowed=allowed)]
     failed = _failed(bundle)
     for case, size in sorted(runs, key=lambda run: _sizes(*run) not in failed):
         where = _sizes(case, size)

@@ -10,7 +10,7 @@ from trtship.bundle.runtime import Chosen
 from trtship.errors import GateError
 from trtship.progress import SILENT, Progress
 from trtship.session.base import Session
-from trtship.spec import Precision, as_plain, batch_range
+from trtship.spec import Precision, allowed_by, as_plain, batch_range
 from trtship.verify import compare
 from trtship.verify.compare import ON_GPU
 
@@ -42,7 +42,14 @@ def check_first(bundle: Bundle, session: Session, *, progress: Progress = SILENT
         reference = bundle.reference()
         reference = msgspec.structs.replace(reference, others=reference.others[:ELSEWHERE])
         verdict = compare(
-            session, reference, subject="plan", batches=[batch], bound=m.bounds["plan"], ranges=m.ranges, most=ON_GPU
+            session,
+            reference,
+            subject="plan",
+            batches=[batch],
+            bound=m.bounds["plan"],
+            ranges=m.ranges,
+            allowed=allowed_by(m.rules),
+            most=ON_GPU,
         )
     if verdict.state == "passed":
         return

@@ -52,7 +52,7 @@ class BundleSession(Session):
     def __init__(self, bundle: Bundle, session: Session, why: str) -> None:
         self.bundle, self._session = bundle, session
         m = bundle.manifest
-        self.inputs, self.outputs, self.ranges = m.plan_inputs, m.plan_outputs, m.ranges
+        self.inputs, self.outputs, self.ranges, self.rules = m.plan_inputs, m.plan_outputs, m.ranges, m.rules
         self.runtime = f"{session.runtime}: {why}"
         self.steady_after, self.workers = session.steady_after, session.workers
         same = (session.inputs, session.outputs) == (self.inputs, self.outputs)

@@ -19,7 +19,7 @@ from trtship.gpu import Gpu
 from trtship.input_values import TriedInput
 from trtship.preprocess import Preprocess
 from trtship.sources.options import SourceOptions
-from trtship.spec import Precision, Record, ShapeRange, TensorSpec, as_plain, to_json
+from trtship.spec import Precision, Record, ShapeRange, SizeRule, TensorSpec, as_plain, to_json
 from trtship.verify import Bound, Verdict
 from trtship.verify.gates import Gates
 
@@ -53,7 +53,8 @@ class Manifest(Record, frozen=True):
     are relative to the bundle. `profiles` are the batch sizes that the plan has kernels of their own for. `files` maps
     every file but the manifest to its SHA-256. `recipe` is everything that the bundle was made from, `bounds` the
     derived gate on relative L2 for each subject, `max_drop` the gate on top-1, in points, `gates` those that the user
-    set. `tried` are the values that the checks ran on; bundles of earlier versions do not tell them.
+    set. `tried` are the values that the checks ran on; bundles of earlier versions do not tell them. `rules` are
+    conditions on sizes within the ranges: where one is broken, the graph is not the model.
     """
 
     schema: int
@@ -85,6 +86,7 @@ class Manifest(Record, frozen=True):
     profiles: tuple[int, ...]
     gates: Gates
     tried: tuple[TriedInput, ...] = ()
+    rules: tuple[SizeRule, ...] = ()
 
 
 def seal(manifest: Manifest) -> bytes:

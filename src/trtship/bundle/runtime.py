@@ -134,13 +134,15 @@ def _graph_session(opening: _Opening) -> OnnxRuntimeSession:
     same = (m.inputs, m.outputs) == (m.plan_inputs, m.plan_outputs)
     name = m.graph if same else m.precision_graph
     with graph_source(opening.bundle, name) as graph:
-        return OnnxRuntimeSession(
+        session = OnnxRuntimeSession(
             graph,
             providers="cuda" if opening.device else "auto" if opening.gpus else "cpu",
             device=opening.device,
             memory_limit=opening.options.memory_limit,
             name=str(opening.bundle.folder / name),
         )
+    session.rules = m.rules
+    return session
 
 
 def _best(opening: _Opening, rebuild: bool) -> Chosen:
@@ -227,6 +229,7 @@ def _session(opening: _Opening, plan: bytes, family: Family, digest: str | None)
             outputs=m.plan_outputs,
             digest=digest,
             gpu=opening.gpus[opening.device],
+            rules=m.rules,
             **msgspec.structs.asdict(options),
         )
 

@@ -21,7 +21,7 @@ from trtship.bundle.top1 import originals_of
 from trtship.files import check_writable
 from trtship.input_files import Samples, source_of
 from trtship.progress import SILENT, Progress
-from trtship.spec import classes_of
+from trtship.spec import allowed_by, classes_of
 from trtship.verify import Picture, Verdict
 from trtship.verify.folder import labelled_pictures
 from trtship.verify.gates import Gates
@@ -144,6 +144,7 @@ def check_bundle(
         originals=originals_of(bundle),
         pictures=pictures,
         progress=progress,
+        allowed=allowed_by(m.rules),
     )
     with subjects_of(bundle, family=family, device=device, progress=progress) as subjects:
         found = [verdict for subject in subjects for verdict in checks.standing(subject, known) or checks.of(subject)]

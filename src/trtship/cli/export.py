@@ -10,7 +10,7 @@ from trtship.cli.options import add_export, add_inputs, add_output, add_source
 if TYPE_CHECKING:
     from trtship.cli.console import Console
 
-HELP = "export a PyTorch model to ONNX, checked against PyTorch at three batch sizes"
+HELP = "export a PyTorch model to ONNX, checked against PyTorch at several sizes"
 EXAMPLE = "trtship export timm/swin_tiny_patch4_window7_224 --checkpoint swin.safetensors -o swin.onnx"
 
 
@@ -48,6 +48,8 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         force=arguments.force,
         progress=console.progress,
     )
+    if report.rules:
+        console.progress.note("nothing enforces the rules in the ONNX file itself: keep to them where you run it")
     console.result({"graph": arguments.output, "report": report})
     if not console.json:
         from trtship.cli.tables import on_inputs, table

@@ -98,6 +98,7 @@ def _show(bundle: Bundle, console: Console) -> None:
         ("inputs", "; ".join(map(str, m.plan_inputs))),
         ("outputs", "; ".join(map(str, m.plan_outputs))),
         ("sizes", ", ".join(f"{letter} = {r}" for letter, r in m.ranges.items()) or "fixed"),
+        *[("rule", f"only where {rule}; other sizes are refused at run time") for rule in m.rules],
         ("labels", f"{len(classes)}: {', '.join(classes[:5])}{', ...' * (len(classes) > 5)}" if classes else "none"),
         ("preprocessing", to_json(m.preprocess, indent=-1).decode().strip() if m.preprocess else "none"),
         ("export", f"{exported['exporter']}, opset {exported['opset']}" if exported else MISSING),

@@ -121,6 +121,7 @@ def _manifest(stages: Stages, common: Common, made: Made, *, name: str, names: _
         plan_inputs=made.inputs,
         plan_outputs=made.outputs,
         ranges=ranges,
+        rules=model.export.rules,
         profiles=made.build.single,
         preprocess=model.preprocess,
         labels=None if common.labels is None else "labels.txt",

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from trtship.errors import ExportMismatchError, TrtshipError
-from trtship.export.check import sizes_around
 from trtship.export.mend import Thaw, check_and_mend
 from trtship.export.onnx import ExportReport, traced_sizes
 from trtship.export.outputs import Shapes, settle_outputs
+from trtship.export.sizes import must_run, sizes_to_compare
 from trtship.graphs import RoundingBound, load_graph, rounding_bound, save_graph
 from trtship.measure import Measure, measure, random_inputs
 from trtship.progress import SILENT, Progress
@@ -79,13 +79,14 @@ def _shape(spec: TensorSpec) -> Any:
 def _check_rows(
     graph: Path, loaded: LoadedGraph, traced: Mapping[str, int], bound: float, ranges: Mapping[str, ShapeRange]
 ) -> tuple[tuple[Measure, ...], Shapes]:
-    """Each row alone, against the same row in a batch, at every set of sizes of `sizes_around`; and the outputs' shapes
-    there. A graph of a fixed batch is only run."""
+    """Each row alone, against the same row in a batch, at every set of sizes of `sizes_to_compare`; and the shapes of
+    the outputs there. A graph of a fixed batch is only run."""
     letter = batch_letter(loaded.inputs)
+    ranges = {name: sizes for name, sizes in ranges.items() if name != letter}  # a row alone is a run of its own
     measures: list[Measure] = []
     shapes: dict[str, list[tuple[int, ...]]] = {spec.name: [] for spec in loaded.outputs}
     with OnnxRuntimeSession(graph) as session:
-        for sizes in sizes_around(traced, ranges, batch=letter):
+        for sizes in sizes_to_compare(traced, ranges, batch=letter):
             feeds = random_inputs(loaded.inputs, sizes, seed=7)
             batched = [s.name for s in loaded.inputs if s.shape and s.shape[0] == letter]
             try:
@@ -95,6 +96,9 @@ def _check_rows(
                     for i in range(sizes[letter] if letter else 0)
                 ]
             except TrtshipError as error:
+                others = {name: size for name, size in sizes.items() if name != letter}
+                if not must_run(others, traced, ranges):  # a size between that the graph never took
+                    continue
                 raise _frozen(graph, sizes, f"it cannot run there: {error.why or error.what}") from error
             for spec in loaded.outputs:
                 shapes[spec.name].append(tuple(together[spec.name].shape))

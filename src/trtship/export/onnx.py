@@ -1,32 +1,37 @@
 """Export with the dynamo exporter, or with the TorchScript one where that fails, and believe neither.
 
-An export counts only when its outputs are PyTorch's at the traced batch and at two others: exporters turn a batch
-size into a constant without a word where a model computes with it (`int(x.shape[0] / n)`).
+1. An exporter that finds a decision by a value of an input's in the model's Python ends it all: no graph is that model.
+   torch.export runs the code on tensors without values, so there is none that it could freeze; TorchScript's traces are
+   made of values, so they are watched, and repeated at other values.
+2. What torch.export relied on about sizes becomes rules (`trtship.export.rules`), whoever wrote the graph. Without its
+   conditions, TorchScript's traces at several sizes are compared, and each size with another trace is checked.
+3. The graph's outputs must be PyTorch's at every set of sizes of `sizes_to_compare` that the rules allow: exporters
+   turn sizes into constants without a word where a model computes with them (`int(x.shape[0] / n)`).
 """
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import sys
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from trtship.errors import ExportMismatchError, GateError, GraphError, SpecError, TrtshipError
-from trtship.export.check import check_export
+from trtship.export.check import Checked, check_export, comparing
+from trtship.export.conditions import Condition, Conditions
+from trtship.export.exporters import Exporter, Job, Made, conditions_only, export_dynamo, export_torchscript
+from trtship.export.isolated import ChildTraceback, ExporterDied
+from trtship.export.lines import Line
 from trtship.export.mend import Thaw, check_and_mend
 from trtship.export.outputs import settle_outputs
-from trtship.files import temporary_folder
-from trtship.graphs import EXTERNAL_OVER, load_graph, save_graph
-from trtship.input_values import TriedInput
-from trtship.measure import Measure, random_inputs
+from trtship.export.rules import Asked, refuse_broken_corners, settle_rules, tell_rules, that_exclude
+from trtship.export.sizes import sizes_to_compare
+from trtship.graphs import EXTERNAL_OVER
+from trtship.input_values import InputDomain, TriedInput
+from trtship.measure import Measure
 from trtship.needs import need
 from trtship.progress import SILENT, Progress
-from trtship.spec import Record, ShapeRange, TensorSpec, batch_letter
+from trtship.spec import Record, ShapeRange, SizeRule, TensorSpec, allowed_by, batch_letter
 
-Exporter = Literal["dynamo", "torchscript"]
 EXPORTERS: tuple[Exporter, ...] = ("dynamo", "torchscript")
 DEFAULT_OPSET = 20
 OPSETS = range(17, 24)
@@ -39,7 +44,7 @@ TRACED = 2
 class ExportReport(Record, frozen=True):
     """How the graph was made and how far it is from PyTorch; `fell_back` says why the dynamo exporter was not used,
     `thawed` names the nodes in which the batch was a constant and is dynamic again, `inputs` tell what values it was
-    checked on."""
+    checked on. `rules` are the conditions on sizes under which the graph is the model."""
 
     exporter: str
     opset: int
@@ -51,6 +56,7 @@ class ExportReport(Record, frozen=True):
     outputs: tuple[TensorSpec, ...]
     thawed: tuple[str, ...] = ()
     inputs: tuple[TriedInput, ...] = ()
+    rules: tuple[SizeRule, ...] = ()
 
 
 def onnx_from_torch(
@@ -64,58 +70,207 @@ def onnx_from_torch(
     exporter: Exporter | None = None,
     thaw: Thaw | None = None,
     external_over: int = EXTERNAL_OVER,
+    domains: Mapping[str, InputDomain] | None = None,
     progress: Progress = SILENT,
 ) -> ExportReport:
-    """Write `module` (eval mode, on the CPU) to `target`; each letter of `inputs` becomes a dynamic size of that name.
+    """Write `module` to `target` as a checked ONNX graph; each letter of `inputs` becomes a dynamic size of that name.
 
-    `ranges` bounds the letters other than the batch (the traced size is their opt). Weights of more than
-    `external_over` bytes go to `target.name + ".data"`. A graph that is wrong at other batches than the traced one is
-    given to `thaw`, and checked again.
+    Args:
+        module: The module, in eval mode, on the CPU. The exporters run on copies of it.
+        target: The ONNX file; weights of more than `external_over` bytes go to `target.name + ".data"`.
+        inputs: The inputs, in the order of forward's arguments.
+        outputs: Names for the outputs.
+        ranges: The sizes of the letters that will be used; only the batch may lack one. Their MIN, OPT and MAX must
+            keep to the rules of the graph.
+        opset: The ONNX opset, 20 unless given.
+        exporter: The only exporter to try.
+        thaw: Gets a graph that is wrong at other batches than the traced one; the graph is then checked again.
+        external_over: In bytes.
+        domains: The values that each input may hold.
+        progress: Is told of stages, of the fallback, and of each rule.
 
-    Raises SpecError (opset, a letter without a range), GraphError (no exporter takes the model), SourceError (the
-    model gives NaN), ExportMismatchError (its graph is not the model, at some batch).
+    Returns:
+        What was made, with the rules on sizes under which it is the model.
+
+    Raises:
+        SpecError: an opset that is not supported, a letter without a range, a range that breaks a rule.
+        GraphError: no exporter takes the model, or the model decides by the values of its inputs.
+        SourceError: the model itself fails, or gives NaN.
+        ExportMismatchError: the graph is not the model at some size.
     """
     check_opset(opset)
-    opset = DEFAULT_OPSET if opset is None else opset
-    traced = traced_sizes(inputs, ranges or {})
+    need("torch", purpose="exporting a PyTorch model")
+    need("onnxscript", purpose="exporting to ONNX")
+    ranges, batch = dict(ranges or {}), batch_letter(inputs)
+    traced = traced_sizes(inputs, ranges)
+    job = Job(
+        inputs=tuple(inputs),
+        outputs=tuple(outputs),
+        traced=traced,
+        ranges={letter: sizes for letter, sizes in ranges.items() if letter in traced},
+        opset=DEFAULT_OPSET if opset is None else opset,
+        external_over=external_over,
+        domains=domains,
+    )
+    exporting = _Exporting(module, target, job, batch, thaw, progress)
     failures: list[TrtshipError] = []
     for candidate in [exporter] if exporter else EXPORTERS:
         try:
-            with progress.stage("export", f"with the {candidate} exporter, opset {opset}"):
-                _run(candidate, module, target, inputs, outputs, traced, opset, external_over, ranges or {})
-            with progress.stage("check the export", "against PyTorch"):
-                checked, thawed = check_and_mend(
-                    lambda: check_export(
-                        module, target, inputs=inputs, outputs=outputs, traced=traced, ranges=ranges or {}
-                    ),
-                    target,
-                    thaw=thaw,
-                    batch=batch_letter(inputs),
-                    traced=TRACED,
-                    sizes=traced,
-                    external_over=external_over,
-                    progress=progress,
-                )
-        except (GraphError, GateError) as error:
+            return exporting.run(candidate, fell_back=_line(failures[0]) if failures else "")
+        except (GraphError, GateError, SpecError) as error:
             failures.append(error)
-            if exporter is None and candidate != EXPORTERS[-1]:
-                progress.note(f"the {candidate} exporter will not do: {_line(error)}; trying the TorchScript exporter")
-            continue
+            if exporting.is_final or exporter is not None or candidate == EXPORTERS[-1]:
+                break
+            progress.note(f"the {candidate} exporter will not do: {_line(error)}; trying the TorchScript exporter")
+    if exporting.is_final:
+        raise failures[-1]
+    wrong = [f for f in failures if isinstance(f, ExportMismatchError | SpecError)]
+    raise (wrong or failures)[0]  # the dynamo exporter's graph tells the lines of the model
+
+
+class _Exporting:
+    """One module on its way through the exporters, and what is known of it: `conditions` once torch.export has run, and
+    whether a failure is one of the model's, which no exporter changes."""
+
+    def __init__(
+        self, module: Any, target: Path, job: Job, batch: str | None, thaw: Thaw | None, progress: Progress
+    ) -> None:
+        self.module, self.target, self.job, self.thaw, self.progress = module, target, job, thaw, progress
+        self.asked = Asked(job.ranges, job.traced, batch)
+        self.conditions: Conditions | None = None
+        self.is_final = self._is_captured = False
+
+    def run(self, exporter: Exporter, *, fell_back: str) -> ExportReport:
+        """Export, check, and settle the rules. Raises GraphError, GateError, SpecError."""
+        job = self.job
+        with self.progress.stage("export", f"with the {exporter} exporter, opset {job.opset}"):
+            made = self._made(exporter)
+        with self.progress.stage("check the export", "against PyTorch"):
+            checked, thawed, conditions = self._checked(made)
+        tell_rules(conditions, self.progress)
         return ExportReport(
-            exporter=candidate,
-            opset=opset,
-            traced=dict(traced),
-            fell_back=_line(failures[0]) if failures else "",
+            exporter=exporter,
+            opset=job.opset,
+            traced=job.traced,
+            fell_back=fell_back,
             bound=checked.bound,
             bound_from=checked.bound_from,
             checks=checked.measures,
-            outputs=settle_outputs(target, checked.outputs, checked.shapes, external_over=external_over),
+            outputs=settle_outputs(self.target, checked.outputs, checked.shapes, external_over=job.external_over),
             thawed=thawed,
+            rules=tuple(condition.rule for condition in conditions),
         )
-    wrong = [f for f in failures if isinstance(f, ExportMismatchError)]
-    if wrong:
-        raise wrong[0]  # the dynamo exporter's graph tells the lines of the model
-    raise failures[0]
+
+    def _made(self, exporter: Exporter) -> Made:
+        """The exporter's graph, written. Raises GraphError."""
+        if exporter == "torchscript":
+            if not self._is_captured:
+                self._learn(conditions_only)
+            made = export_torchscript(self.module, self.job, self.target, self.conditions)
+        else:
+            made = self._learn(export_dynamo)
+        if made.decides is not None:
+            self.is_final = True
+            raise _decides(made.decides)
+        if made.traced.differs:
+            self.is_final = True
+            raise _frozen_value(made.traced.differs)
+        unknown = self.conditions.unknown if self.conditions and exporter == "dynamo" else ()
+        if made.failure or unknown:
+            raise GraphError(
+                f"the {exporter} exporter cannot export this model",
+                why=made.failure
+                or f"it relies on a condition on sizes that trtship cannot write as a rule: {unknown[0]}",
+                do="try the other --exporter, or another --opset; --debug shows the exporter's own traceback",
+            ) from (ChildTraceback(made.details) if made.details else None)
+        return made
+
+    def _learn(self, run: Any) -> Made:
+        """Run torch.export, and keep what it relied on. Raises GraphError where the model decides by values."""
+        self._is_captured = True
+        try:
+            made: Made = run(self.module, self.job, self.target)
+        except ExporterDied:
+            if run is conditions_only:  # the TorchScript exporter was asked for: traces at other sizes stand in
+                return Made()
+            raise
+        self.conditions = made.conditions
+        if made.decides is not None:
+            self.is_final = True
+            raise _decides(made.decides)
+        return made
+
+    def _checked(self, made: Made) -> tuple[Checked, tuple[str, ...], tuple[Condition, ...]]:
+        """What the check found, the nodes that were mended, and the conditions that stay."""
+        job, asked = self.job, self.asked
+        known = self.conditions.known if self.conditions else ()
+        frozen = asked.batch is not None and self.conditions is not None and asked.batch in self.conditions.fixed
+        # a batch that became a constant is a fault, to be mended, before it is a rule
+        strict = [c.rule for c in known if not (frozen and asked.batch in c.rule.letters)]
+
+        def check(rules: Sequence[SizeRule]) -> Checked:
+            return check_export(
+                self.module,
+                self.target,
+                inputs=job.inputs,
+                outputs=job.outputs,
+                traced=job.traced,
+                ranges=job.ranges,
+                allowed=allowed_by(rules),
+                suspects=made.traced.suspects,
+                domains=job.domains,
+            )
+
+        checked, thawed = check_and_mend(
+            lambda: check(strict),
+            self.target,
+            thaw=self.thaw,
+            batch=asked.batch,
+            traced=job.traced.get(asked.batch or "", TRACED),
+            sizes=job.traced,
+            external_over=job.external_over,
+            progress=self.progress,
+        )
+        kept = excluding = that_exclude(known, asked)
+        if excluding:
+            with comparing(
+                self.module, self.target, inputs=job.inputs, outputs=job.outputs, domains=job.domains
+            ) as comparer:
+                kept = settle_rules(excluding, asked, comparer)
+        try:
+            refuse_broken_corners(kept, asked)
+        except SpecError:
+            self.is_final = any(condition.decides for condition in kept)
+            raise
+        dropped = [condition for condition in excluding if condition not in kept]
+        rules = [condition.rule for condition in known if condition not in dropped]
+        if self._to_compare(rules) != self._to_compare(strict):  # sizes that were left out at first
+            checked = check(rules)
+        return checked, thawed, kept
+
+    def _to_compare(self, rules: Sequence[SizeRule]) -> tuple[dict[str, int], ...]:
+        return sizes_to_compare(
+            self.job.traced,
+            self.job.ranges,
+            batch=self.asked.batch,
+            allowed=allowed_by(rules),
+        )
+
+
+def _decides(line: Line) -> GraphError:
+    return GraphError(
+        "the model decides by the values of its inputs in Python, which a graph cannot",
+        why=f"{line}; an exported graph would do the same for every input as for the example",
+        do="write it with torch.where or torch.cond, or decide outside the model and export each case",
+    )
+
+
+def _frozen_value(difference: str) -> GraphError:
+    return GraphError(
+        "the model makes constants of the values of its inputs",
+        why=difference,
+        do="find where it takes numbers out of tensors (compiled code, data_ptr), and use PyTorch's operators there",
+    )
 
 
 def check_opset(opset: int | None) -> None:
@@ -129,8 +284,9 @@ def check_opset(opset: int | None) -> None:
 
 
 def traced_sizes(inputs: Sequence[TensorSpec], ranges: Mapping[str, ShapeRange]) -> dict[str, int]:
-    """The size that each letter has in the example: 2 for the batch, opt for the others. Raises SpecError for one of
-    these that has no range: a model need not take any size that one could guess."""
+    """Return the size that each letter has in the example: 2 for the batch, or the least of its range that is more; OPT
+    for the others. Raises SpecError for one of these that has no range: a model need not take any size that one could
+    guess."""
     batch = batch_letter(inputs)
     letters = dict.fromkeys(letter for spec in inputs for letter in spec.letters)
     missing = [letter for letter in letters if letter != batch and letter not in ranges]
@@ -140,103 +296,13 @@ def traced_sizes(inputs: Sequence[TensorSpec], ranges: Mapping[str, ShapeRange])
             why=f"the inputs are {', '.join(map(str, inputs))}",
             do=f"add --size {missing[0]}=MIN:OPT:MAX",
         )
-    return {letter: TRACED if letter == batch else ranges[letter].opt for letter in letters}
+    return {
+        letter: (max(TRACED, ranges[letter].min) if letter in ranges else TRACED)
+        if letter == batch
+        else ranges[letter].opt
+        for letter in letters
+    }
 
 
 def _line(error: TrtshipError) -> str:
     return (error.why or error.what).strip().splitlines()[0][:200]
-
-
-def _run(
-    exporter: Exporter,
-    module: Any,
-    target: Path,
-    inputs: Sequence[TensorSpec],
-    outputs: Sequence[str],
-    traced: Mapping[str, int],
-    opset: int,
-    external_over: int,
-    ranges: Mapping[str, ShapeRange],
-) -> None:
-    torch = need("torch", purpose="exporting a PyTorch model")
-    need("onnxscript", purpose="exporting to ONNX")
-    feeds = random_inputs(inputs, traced, seed=1)
-    example = tuple(torch.from_numpy(feeds[spec.name]) for spec in inputs)
-    names = {"input_names": [s.name for s in inputs], "output_names": list(outputs), "opset_version": opset}
-    axes = [{axis: size for axis, size in enumerate(s.shape) if isinstance(size, str)} for s in inputs]
-    try:
-        with _hush(), torch.inference_mode(False), torch.no_grad():
-            if exporter == "dynamo":
-                dims = {letter: torch.export.Dim(letter, **_limits(ranges.get(letter))) for letter in traced}
-                shapes = tuple({axis: dims[letter] for axis, letter in a.items()} for a in axes)
-                program = torch.onnx.export(
-                    module, example, dynamo=True, dynamic_shapes=_spread(module, shapes), verbose=False, **names
-                )
-                _write(program.model, target, opset, external_over)
-            else:
-                batch = batch_letter(inputs)
-                dynamic: dict[str, Any] = {s.name: a for s, a in zip(inputs, axes, strict=True) if a}
-                if batch is not None:
-                    dynamic |= {name: {0: batch} for name in outputs}
-                with temporary_folder(beside=target) as folder:  # large models: one file a weight
-                    draft = folder / target.name
-                    torch.onnx.export(module, example, str(draft), dynamo=False, dynamic_axes=dynamic, **names)
-                    _write(load_graph(draft), target, opset, external_over)
-    except (TrtshipError, OSError):  # a full disk says nothing about the model
-        raise
-    except Exception as error:
-        raise GraphError(
-            f"the {exporter} exporter cannot export this model",
-            why=_first_line(error),
-            do="try the other --exporter, or another --opset; --debug shows the exporter's own traceback",
-        ) from error
-
-
-def _write(model: Any, target: Path, opset: int, external_over: int) -> None:
-    found = model.opset_imports.get("")
-    if found != opset:  # the dynamo exporter starts at 18, and leaves at that what it cannot convert
-        raise GraphError(
-            "the graph is not in the opset asked for",
-            why=f"the exporter wrote opset {found}, not {opset}",
-            do="try the other --exporter, or another --opset",
-        )
-    save_graph(model, target, external_over=external_over)
-
-
-def _limits(sizes: ShapeRange | None) -> dict[str, int]:
-    """What torch.export may assume of a dynamic size; it takes no range of one size."""
-    return {"min": sizes.min, "max": sizes.max} if sizes and sizes.min < sizes.max else {"min": 1, "max": 2**16}
-
-
-def _spread(module: Any, shapes: tuple[dict[int, Any], ...]) -> tuple[Any, ...]:
-    """`dynamic_shapes` in the form that torch.export wants: nested once more where forward takes `*args`."""
-    import inspect
-
-    parameters = list(inspect.signature(module.forward).parameters.values())
-    if parameters and parameters[0].kind is inspect.Parameter.VAR_POSITIONAL:
-        return (shapes,)
-    return shapes
-
-
-def _first_line(error: BaseException) -> str:
-    """The innermost cause's first line with words in it: exporters wrap it in pages of advice."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if any(c.isalpha() for c in line)]
-    return f"{type(error).__name__}: {lines[0][:300] if lines else 'no message'}"
-
-
-@contextlib.contextmanager
-def _hush() -> Any:
-    """Exporters chat on stdout, in warnings and in logs: none of it is the user's result."""
-    loggers = [logging.getLogger(name) for name in ("torch", "torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

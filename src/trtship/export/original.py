@@ -17,7 +17,8 @@ import numpy as np
 from trtship.errors import SourceError, TrtshipError
 from trtship.export.original_causes import Cause, cause_of_rows, cause_of_two_answers
 from trtship.export.original_runs import Feeds, Place, Trial
-from trtship.measure import HUGE, random_inputs
+from trtship.input_values import InputDomain, random_inputs
+from trtship.measure import HUGE
 from trtship.progress import SILENT, Progress
 from trtship.sources import LoadedModel
 from trtship.spec import TensorSpec, batch_letter
@@ -96,7 +97,13 @@ class Observed:
 ALONE = "it is alone"
 
 
-def check_original(model: LoadedModel, *, traced: Mapping[str, int], progress: Progress = SILENT) -> None:
+def check_original(
+    model: LoadedModel,
+    *,
+    traced: Mapping[str, int],
+    domains: Mapping[str, InputDomain] | None = None,
+    progress: Progress = SILENT,
+) -> None:
     """Check that the original answers the same input in one way, and that its rows do not depend on each other.
 
     Differences that vanish in float64 are rounding and are left. What cannot be told here (a model of one fixed batch,
@@ -105,6 +112,7 @@ def check_original(model: LoadedModel, *, traced: Mapping[str, int], progress: P
     Args:
         model: the original; only copies of it run.
         traced: the size of each letter of its inputs.
+        domains: the values that the inputs may hold; without, ordinary ones.
         progress: is told that the check runs.
 
     Raises:
@@ -113,7 +121,7 @@ def check_original(model: LoadedModel, *, traced: Mapping[str, int], progress: P
     with progress.stage("check the model", "the same input twice, rows in other company"):
         letter = batch_letter(model.inputs)
         for batch in dict.fromkeys((ROWS, traced[letter])) if letter else (None,):
-            full, company = _material(model.inputs, traced, letter, batch)
+            full, company = _material(model.inputs, traced, letter, batch, domains)
             observed = _observe(lambda: Trial(model), full, company)
             if observed is not None:
                 _judge(model, full, company, observed)
@@ -121,11 +129,15 @@ def check_original(model: LoadedModel, *, traced: Mapping[str, int], progress: P
 
 
 def _material(
-    inputs: Sequence[TensorSpec], traced: Mapping[str, int], letter: str | None, batch: int | None
+    inputs: Sequence[TensorSpec],
+    traced: Mapping[str, int],
+    letter: str | None,
+    batch: int | None,
+    domains: Mapping[str, InputDomain] | None,
 ) -> tuple[Feeds, list[Company]]:
     """The batch under test, and its rows in other company; for a fixed batch, only another input."""
     sizes = dict(traced) if letter is None or batch is None else {**traced, letter: batch}
-    full, strangers = (random_inputs(inputs, sizes, seed=seed) for seed in (1, 2))
+    full, strangers = (random_inputs(inputs, sizes, seed=seed, domains=domains) for seed in (1, 2))
     if letter is None or batch is None:
         return full, [Company("another input", strangers, (), (), None)]
 

@@ -6,17 +6,19 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from trtship.errors import SpecError
+from trtship.export.exporters import Exporter
 from trtship.export.graph import adopt_graph
 from trtship.export.mend import Thaw
-from trtship.export.onnx import EXPORTERS, Exporter, ExportReport, check_opset, onnx_from_torch, traced_sizes
+from trtship.export.onnx import EXPORTERS, ExportReport, check_opset, onnx_from_torch, traced_sizes
 from trtship.export.original import check_original
 from trtship.export.realistic import DomainsOf, checked_on_realistic
 from trtship.files import draft_beside, refuse_to_replace
 from trtship.input_files import SampleSource
-from trtship.input_ranges import InputRanges, check_input_ranges
+from trtship.input_ranges import InputRanges, check_input_ranges, with_input_ranges
+from trtship.input_values import InputDomain
 from trtship.progress import SILENT, Progress
 from trtship.sources import LoadedGraph, LoadedModel, SourceOptions, resolve
-from trtship.spec import ShapeRange
+from trtship.spec import ShapeRange, allowed_by
 
 
 def graph_from_source(
@@ -27,9 +29,11 @@ def graph_from_source(
     opset: int | None = None,
     exporter: str | None = None,
     thaw: Thaw | None = None,
+    domains: Mapping[str, InputDomain] | None = None,
     progress: Progress = SILENT,
 ) -> ExportReport:
-    """Write a loaded source's graph to `target`, checked; `thaw` mends a batch that became a constant.
+    """Write a loaded source's graph to `target`, checked. `thaw` mends a batch that became a constant; `domains` are
+    the values that the inputs may hold.
 
     Raises as `check_original`, `onnx_from_torch` and `adopt_graph` do.
     """
@@ -41,7 +45,7 @@ def graph_from_source(
                 do="leave them away",
             )
         return adopt_graph(model, target, ranges=ranges, thaw=thaw, progress=progress)
-    check_original(model, traced=traced_sizes(model.inputs, ranges), progress=progress)
+    check_original(model, traced=traced_sizes(model.inputs, ranges), domains=domains, progress=progress)
     return onnx_from_torch(
         model.module,
         target,
@@ -51,6 +55,7 @@ def graph_from_source(
         opset=opset,
         exporter=parse_exporter(exporter),
         thaw=thaw,
+        domains=domains,
         progress=progress,
     )
 
@@ -103,6 +108,7 @@ def export_source(
             opset=opset,
             exporter=exporter,
             thaw=thaw,
+            domains=with_input_ranges({}, model.inputs, input_ranges or {}),
             progress=progress,
         )
         if domains_of is not None:
@@ -115,6 +121,7 @@ def export_source(
                     given=input_ranges or {},
                     samples=samples,
                     ranges=ranges,
+                    allowed=allowed_by(report.rules),
                 )
         for file in sorted(draft.iterdir(), key=lambda p: p.name == target.name):
             file.replace(target.parent / file.name)

@@ -64,6 +64,12 @@ def export_triton(
     name = _name_of(bundle) if name is None else _checked(name)
     target = Path(repository) / name
     _check_place(bundle, target, force=force)
+    if m.rules:
+        raise SpecError(
+            f"the model in {bundle.folder} has rules on its sizes, which Triton would not keep to",
+            why=f"it is the model only where {' and '.join(map(str, m.rules))}; other sizes would give wrong answers",
+            do="deploy it with --batch and --size ranges without such sizes, or serve it through trtship.load",
+        )
     served = served_of(bundle, format, progress=progress)
     layout = Layout.of(served.inputs, served.outputs, m.ranges)
     batching = _batching(bundle, served, layout, instances)

@@ -27,7 +27,7 @@ from trtship.session.forks import FORKED, watch
 from trtship.session.mapping import Done, Pending, in_order
 from trtship.session.memory import Memory
 from trtship.session.split import splits_by
-from trtship.spec import ShapeRange, TensorSpec, batch_letter
+from trtship.spec import ShapeRange, SizeRule, TensorSpec, batch_letter
 
 __all__ = ["Array", "Session", "dtype_name", "is_torch"]
 
@@ -63,6 +63,8 @@ class Session(ABC):
     outputs: tuple[TensorSpec, ...]
     ranges: Mapping[str, ShapeRange] = {}
     """The sizes that each letter of the inputs' shapes may take; a letter that is absent may take any."""
+    rules: tuple[SizeRule, ...] = ()
+    """Conditions on sizes within the ranges: other sizes are refused, since the graph is not the model there."""
     can_poison: bool = False
     """Whether its outputs go to memory that outlives a run, and that `poison` can fill."""
     poison: bool = False
@@ -221,7 +223,8 @@ class Session(ABC):
             InputError,
         ):  # names, or kinds, or no sizes
             key = None
-        call = checked(self.inputs, self.ranges, feeds, letter=splits_by(self.inputs, self.outputs, self.ranges))
+        letter = splits_by(self.inputs, self.outputs, self.ranges)
+        call = checked(self.inputs, self.ranges, feeds, letter=letter, rules=self.rules)
         arrays = [feeds[name] for name in names]
         call.kind.check_results(self.outputs)
         self._fits(call, arrays)

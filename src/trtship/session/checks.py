@@ -12,7 +12,7 @@ from trtship.errors import InputError, OutputError
 from trtship.session.arrays import Array, Facts, Kind, kind_of
 from trtship.session.call import Call
 from trtship.session.split import split_rows
-from trtship.spec import ShapeRange, TensorSpec, batch_letter
+from trtship.spec import ShapeRange, SizeRule, TensorSpec, batch_letter, broken_rule
 
 
 def refusal(inputs: Sequence[TensorSpec], what: str, why: str) -> InputError:
@@ -21,10 +21,15 @@ def refusal(inputs: Sequence[TensorSpec], what: str, why: str) -> InputError:
 
 
 def checked(
-    inputs: Sequence[TensorSpec], ranges: Mapping[str, ShapeRange], feeds: Mapping[str, Array], *, letter: str | None
+    inputs: Sequence[TensorSpec],
+    ranges: Mapping[str, ShapeRange],
+    feeds: Mapping[str, Array],
+    *,
+    letter: str | None,
+    rules: Sequence[SizeRule] = (),
 ) -> Call:
-    """What `feeds` are. `letter` is the batch's, where a batch that is too large may be run in parts. Raises
-    InputError."""
+    """What `feeds` are. `letter` is the batch's, where a batch that is too large may be run in parts; each part keeps
+    to `rules`. Raises InputError."""
     _check_names(inputs, feeds)
     kind = _kind(inputs, feeds)
     facts = {spec.name: _facts(inputs, spec.name, kind, feeds[spec.name]) for spec in inputs}
@@ -35,6 +40,8 @@ def checked(
             raise refusal(inputs, f"{spec.name} is {facts[spec.name].dtype}", why)
     shapes = {name: found.shape for name, found in facts.items()}
     parts = _parts(inputs, ranges, shapes, letter)
+    if rules:
+        _check_rules(inputs, rules, shapes, parts)
     rows = shapes[inputs[0].name][0] if batch_letter(inputs) else None
     first = facts[inputs[0].name]
     if first.place == "cuda":
@@ -137,6 +144,29 @@ def _parts(
         return parts
     first_shape = shapes[inputs[0].name]
     return (first_shape[0] if first_shape else 1,)
+
+
+def _check_rules(
+    inputs: Sequence[TensorSpec],
+    rules: Sequence[SizeRule],
+    shapes: Mapping[str, tuple[int, ...]],
+    parts: Sequence[int],
+) -> None:
+    sizes = {d: n for s in inputs for d, n in zip(s.shape, shapes[s.name], strict=True) if isinstance(d, str)}
+    batch = batch_letter(inputs)
+    for rows in dict.fromkeys(parts):
+        there = sizes if batch is None else {**sizes, batch: rows}
+        rule = broken_rule(rules, there)
+        if rule is not None:
+            found = ", ".join(f"{letter} is {there[letter]}" for letter in sorted(rule.letters))
+            part = f", in a part of the batch of {sizes[batch]}" if batch is not None and len(parts) > 1 else ""
+            raise refusal(
+                inputs,
+                f"these sizes break a rule of the model: {rule.text}",
+                f"{found}{part}; elsewhere the model's code goes another way"
+                + (f" ({rule.where})" if rule.where else "")
+                + ", which is not in the graph",
+            )
 
 
 def out_fault(array: Array, spec: TensorSpec, shape: tuple[int, ...], call: Call) -> str:

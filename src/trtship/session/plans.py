@@ -13,7 +13,7 @@ from trtship.session.buckets import buckets
 from trtship.session.call import Call
 from trtship.session.piece import Piece
 from trtship.session.split import split_rows, splits_by
-from trtship.spec import ShapeRange, TensorSpec
+from trtship.spec import ShapeRange, SizeRule, TensorSpec
 
 Addresses = tuple[int, ...]
 KNOWN = 512
@@ -99,8 +99,9 @@ class Plans:
         engine: Engine,
         *,
         graphs: int,
+        rules: Sequence[SizeRule] = (),
     ) -> None:
-        """`graphs` is how many a context keeps."""
+        """`graphs` is how many a context keeps; `rules` are kept to by batches that are rounded up, or run in parts."""
         self._inputs, self._outputs, self._engine = inputs, outputs, engine
         self._letter = splits_by(inputs, outputs, ranges)
         self._limits = ranges[self._letter] if self._letter else None
@@ -109,7 +110,9 @@ class Plans:
         self._lock = threading.Lock()
         self.most = self._limits.max if self._limits else 0
         """Rows that are run at once, at most; fewer than the plan takes, once memory ran out."""
-        self._sizes = buckets(self._limits, graphs, beside=len(self._own_sizes())) if self._limits else ()
+        self._rules = [rule for rule in rules if self._letter in rule.letters]
+        sizes = buckets(self._limits, graphs, beside=len(self._own_sizes())) if self._limits else ()
+        self._sizes = tuple(size for size in sizes if self._keeps_to_rules(size))
         self._buckets: dict[tuple[tuple[tuple[int, ...], ...], int], Piece] = {}
 
     def piece(self, shapes: tuple[tuple[int, ...], ...]) -> Piece:
@@ -169,7 +172,8 @@ class Plans:
         parts = call.parts
         if self._limits is not None and call.rows is not None and max(parts) > self.most:
             limits = ShapeRange(min=self._limits.min, opt=self.most, max=self.most)
-            parts = split_rows(call.rows, limits) or parts
+            smaller = split_rows(call.rows, limits)
+            parts = smaller if smaller and all(map(self._keeps_to_rules, smaller)) else parts
         steps, begin = [], 0
         for rows in parts:
             shapes = call.shapes if len(parts) == 1 else self._of_rows(rows, call.shapes)
@@ -194,6 +198,10 @@ class Plans:
         if found.largest >= rows:  # no parts of that size add up
             raise error
         return found
+
+    def _keeps_to_rules(self, rows: int) -> bool:
+        """Whether this batch keeps to every rule, whatever the other sizes are."""
+        return all(rule.letters == {self._letter} and rule.allows({str(self._letter): rows}) for rule in self._rules)
 
     def _own_sizes(self) -> list[int]:
         """Batches for which there is a profile of one size."""

@@ -28,7 +28,7 @@ from trtship.session.plans import Plan, Plans
 from trtship.session.pool import Pool, PoolClosedError
 from trtship.session.rig import Rig
 from trtship.session.runs import Runs
-from trtship.spec import TensorSpec
+from trtship.spec import SizeRule, TensorSpec
 
 LOST = "lost"
 TARGETS = 8
@@ -71,6 +71,7 @@ class TensorRTSession(Session):
         max_contexts: int = 2,
         memory_limit: float | None = None,
         graphs: int = 64,
+        rules: Sequence[SizeRule] = (),
     ) -> None:
         gpu = gpu or gpu_at(device)
         self.device, self.workers = device, max_contexts + 1  # one may wait while the others compute
@@ -83,7 +84,7 @@ class TensorRTSession(Session):
             self._engine: Engine = family.load(plan, tf32=tf32, kernels=self.kernels.load(), owner=self.kernels.owner)
         self.inputs = inputs or self._engine.inputs
         self.outputs = outputs or self._engine.outputs
-        self.ranges = self._engine.ranges_of(self.inputs)
+        self.ranges, self.rules = self._engine.ranges_of(self.inputs), tuple(rules)
         self.runtime = f"{family} on {gpu.name}"
         self._keeper = _Keeper(self.kernels, self._engine)
         self._rig = rig = Rig(
@@ -96,7 +97,7 @@ class TensorRTSession(Session):
             settles=family.is_rtx,
             on_kernels=self._keeper,
         )
-        self._plans = Plans(self.inputs, self.outputs, self.ranges, self._engine, graphs=graphs)
+        self._plans = Plans(self.inputs, self.outputs, self.ranges, self._engine, graphs=graphs, rules=self.rules)
         self._lanes: Pool[Lane] = Pool(partial(Lane, rig), most=max(1, max_contexts), retire=Lane.give_up)
         self._runs = Runs(rig, self._lanes, self._plans, self._pipes)
         self.steady_after = self._runs.turns - 1

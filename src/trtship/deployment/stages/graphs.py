@@ -11,7 +11,7 @@ from trtship.deployment.stages.base import GRAPH, REPORT, Stages, graph_digests
 from trtship.deployment.stages.sizes import ranges_of
 from trtship.export import ExportReport, graph_from_source, sizes_around
 from trtship.export.realistic import checked_on_realistic
-from trtship.input_ranges import check_input_ranges
+from trtship.input_ranges import check_input_ranges, with_input_ranges
 from trtship.input_values import InputDomain
 from trtship.passes import simplify
 from trtship.passes.input_domains import domains_of_graph
@@ -21,9 +21,9 @@ from trtship.passes.registry import find_passes
 from trtship.passes.thaw_unknown import thaw
 from trtship.preprocess import Preprocess
 from trtship.sources import LoadedModel
-from trtship.spec import Record, TensorSpec, batch_letter, from_json, to_json
+from trtship.spec import Record, TensorSpec, allowed_by, batch_letter, from_json, to_json
 
-HOLDS = "the values that inputs may hold"
+HOLDS = "rules on sizes, and the values that inputs may hold"
 """In the export stage's key: what earlier versions of it remembered holds less."""
 
 
@@ -53,10 +53,11 @@ def export(stages: Stages) -> tuple[Entry, ModelReport]:
         report = graph_from_source(
             model,
             folder / GRAPH,
-            ranges=stages.options.sizes,
+            ranges=ranges,
             opset=stages.options.opset,
             exporter=stages.options.exporter,
             thaw=thaw,
+            domains=with_input_ranges({}, model.inputs, stages.options.input_ranges),
             progress=stages.progress,
         )
         with stages.progress.stage("check the export", "on realistic inputs"):
@@ -68,6 +69,7 @@ def export(stages: Stages) -> tuple[Entry, ModelReport]:
                 given=stages.options.input_ranges,
                 samples=samples,
                 ranges=ranges,
+                allowed=allowed_by(report.rules),
             )
         found = ModelReport(
             export=report,
@@ -84,24 +86,37 @@ def export(stages: Stages) -> tuple[Entry, ModelReport]:
         return from_json(entry.read(REPORT), ModelReport, what="the export stage's report")
 
     def did(entry: Entry) -> str:
-        thawed = read(entry).export.thawed
-        return f"a frozen batch made dynamic, in {len(thawed)} places" if thawed else ""
+        report = read(entry).export
+        thawed = f"a frozen batch made dynamic, in {len(report.thawed)} places" if report.thawed else ""
+        rules = f"only where {' and '.join(rule.text for rule in report.rules)}" if report.rules else ""
+        return "; ".join(filter(None, (thawed, rules)))
 
     parts = stages.part("model", "export", "sizes", "batch", "inputs", "input_ranges", "versions")
     entry = stages.run("export", {**parts, "holds": HOLDS}, make, did)
     return entry, read(entry)
 
 
+def _sizes(stages: Stages, model: ModelReport) -> tuple[dict[str, int], ...]:
+    """Where a rewritten graph is compared with the one before: sizes that break a rule run in neither."""
+    return sizes_around(
+        model.export.traced,
+        stages.options.sizes,
+        batch=batch_letter(model.inputs),
+        allowed=allowed_by(model.export.rules),
+    )
+
+
 def simplified(stages: Stages, graph: Entry, model: ModelReport) -> Entry:
     """fp32 graph -> simpler fp32 graph, or the same where a check fails."""
-    sizes = sizes_around(model.export.traced, stages.options.sizes, batch=batch_letter(model.inputs))
+    sizes = _sizes(stages, model)
 
     def make(folder: Path) -> None:
         with stages.progress.stage("simplify", "with onnxsim"):
             report = simplify(graph.folder / GRAPH, folder / GRAPH, sizes=sizes, progress=stages.progress)
         (folder / REPORT).write_bytes(to_json(report))
 
-    return stages.run("simplify", {"graph": graph_digests(graph), **stages.part("sizes", "versions")}, make)
+    key = {"graph": graph_digests(graph), "at": list(sizes), **stages.part("sizes", "versions")}
+    return stages.run("simplify", key, make)
 
 
 def optimized(stages: Stages, graph: Entry, model: ModelReport) -> Entry:
@@ -109,7 +124,7 @@ def optimized(stages: Stages, graph: Entry, model: ModelReport) -> Entry:
     names = stages.options.passes
     if not names:
         return graph
-    sizes = sizes_around(model.export.traced, stages.options.sizes, batch=batch_letter(model.inputs))
+    sizes = _sizes(stages, model)
 
     def make(folder: Path) -> None:
         report = optimize(
@@ -126,5 +141,5 @@ def optimized(stages: Stages, graph: Entry, model: ModelReport) -> Entry:
     def did(entry: Entry) -> str:
         return from_json(entry.read(REPORT), OptimizeReport, what="the optimize stage's report").summary
 
-    inputs = {"graph": graph_digests(graph), **stages.part("passes", "sizes", "versions")}
+    inputs = {"graph": graph_digests(graph), "at": list(sizes), **stages.part("passes", "sizes", "versions")}
     return stages.run("optimize", inputs, make, did)

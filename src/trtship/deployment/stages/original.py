@@ -21,7 +21,7 @@ from trtship.session.base import Session
 from trtship.session.onnxruntime import OnnxRuntimeSession
 from trtship.session.torch import TorchSession
 from trtship.sources import LoadedGraph
-from trtship.spec import ShapeRange, as_plain, batch_letter, batch_range, classes_of, to_json
+from trtship.spec import ShapeRange, allowed_by, as_plain, batch_letter, batch_range, classes_of, to_json
 from trtship.verify.evaluate import predictions
 from trtship.verify.folder import labelled_pictures
 from trtship.verify.reference import ROWS, Reference, make_reference
@@ -51,6 +51,7 @@ def original(stages: Stages, graph: Entry, model: ModelReport, ranges: Mapping[s
                 exact=_exact(stages, model),
                 domains=model.domains,
                 samples=stages.samples(model.inputs, ranges, model.preprocess),
+                allowed=allowed_by(model.export.rules),
             )
             reference.save(folder / REFERENCE)
             if stages.options.eval_dir is not None:
@@ -59,7 +60,7 @@ def original(stages: Stages, graph: Entry, model: ModelReport, ranges: Mapping[s
     labels = ["labels"] if stages.options.eval_dir is not None else []  # they tell which class a folder is
     repaired = {"graph": graph_digests(graph)} if model.export.thawed else {}
     key = {**stages.part("model", "sizes", "eval", "inputs", "versions", *labels), **repaired, "holds": HOLDS}
-    key["domains"] = as_plain(model.domains)
+    key["domains"], key["rules"] = as_plain(model.domains), as_plain(model.export.rules)
     return stages.run("original", key, make)
 
 
