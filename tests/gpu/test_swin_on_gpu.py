@@ -42,7 +42,7 @@ def test_the_plan_passes_its_gate_at_every_size(
     plan = verdicts["plan", "rel_l2"]
     record_property("verdicts", [as_plain(v) for v in verdicts.values()])
     assert plan.state == "passed", plan.reason
-    assert {m.sizes["B"] for m in plan.measures} == {1, 3, 8, 17, 31, 32}
+    assert {m.sizes["B"] for m in plan.measures} == {1, 2, 3, 8, 17, 31, 32}
     assert plan.worst is not None
     assert plan.bound is not None
     assert 0 < plan.worst <= plan.bound.value
