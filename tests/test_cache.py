@@ -242,7 +242,7 @@ def test_a_second_deploy_does_no_work_and_says_so(deploys: Deploys) -> None:
 def test_each_option_runs_again_what_depends_on_it_and_nothing_else(deploys: Deploys) -> None:
     deploys()
     for options, ran, stage, said in [
-        ({"batch": "1:3:4"}, ["build", "verify"], "build", "ranges.B: 1:2:4 -> 1:3:4"),
+        ({"profiles": "1,4"}, ["build", "verify"], "build", " -> [1, 4]"),
         (
             {"precision": "bf16"},
             ["precision", "build", "verify", "error by layer"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
+import msgspec
 import numpy as np
 
 from trtship.errors import SpecError
@@ -72,6 +73,21 @@ def check_input_ranges(given: InputRanges, inputs: Sequence[TensorSpec]) -> None
             raise SpecError(
                 f"{text} does not fit the input's dtype, {dtype}", why="it holds whole numbers", do="round the two ends"
             )
+
+
+def example_domains(inputs: Sequence[TensorSpec], given: InputRanges) -> dict[str, InputDomain]:
+    """Return what is drawn before a graph tells what fits: the user's range for numbers, and its two least values for
+    integers, which may be ids. What the graph cannot look up is refused once it is there (`with_input_ranges`).
+
+    Raises:
+        SpecError: As `check_input_ranges`.
+    """
+    found = with_input_ranges({}, inputs, given)
+    for name, (low, high) in given.items():
+        if not is_floating(_dtype(inputs, name)):
+            least = min(low + 1, high)
+            found[name] = msgspec.structs.replace(found[name], high=least, values=(low, least))
+    return found
 
 
 def with_input_ranges(

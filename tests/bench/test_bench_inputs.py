@@ -29,7 +29,7 @@ def test_the_given_rows_take_the_place_of_the_reference(deployed: Deployed, tmp_
     with torch.no_grad():
         wanted = model.module(torch.from_numpy(rows)).numpy()
     np.testing.assert_allclose(next(iter(found.outputs.values())), wanted, rtol=1e-5, atol=1e-6)
-    work = work_of(bundle, options, tmp_path / "reference", reference=found)
+    work = work_of(bundle, options, tmp_path / "reference", graph=tmp_path / "model.onnx", reference=found)
     np.testing.assert_array_equal(np.load(Path(work.reference) / "input-0.npy"), rows)
     assert _given(bundle, model, None) is None
     with pytest.raises(InputError, match="the model takes float32"):

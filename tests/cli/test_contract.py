@@ -100,7 +100,7 @@ def test_deploy_tells_its_result_as_json_and_its_progress_on_stderr(work: Workpl
     ]  # fmt: skip
     assert set(done.json["verdicts"][0]) == {
         "subject", "gate", "state", "reason", "runtime", "bound", "worst", "measures", "evaluation", "note",
-        "inputs", "sizes",
+        "inputs", "sizes", "limit",
     }  # fmt: skip
     assert "load model.py:small" in done.err
     assert "error" not in done.err
@@ -124,7 +124,7 @@ def test_inspect_tells_its_result_as_json(work: Workplace, deployed: Path) -> No
         "schema", "seal", "name", "created", "versions", "machine", "source", "precision", "inputs", "outputs",
         "plan_inputs", "plan_outputs", "ranges", "preprocess", "labels", "graph", "precision_graph", "plan", "family",
         "family_version", "reference_sizes", "bounds", "max_drop", "verdicts", "recipe", "files", "profiles", "gates",
-        "tried",
+        "tried", "rules",
     }  # fmt: skip
 
 

@@ -341,7 +341,9 @@ def test_a_result_is_copied_to_the_host_when_asked_and_never_by_itself() -> None
 
 def test_classes_are_named_from_arrays_of_any_package_on_the_gpu(opens: Opens) -> None:
     session, _, _ = opens()
-    manifest = SimpleNamespace(plan_inputs=session.inputs, plan_outputs=session.outputs, ranges=session.ranges)
+    manifest = SimpleNamespace(
+        plan_inputs=session.inputs, plan_outputs=session.outputs, ranges=session.ranges, rules=()
+    )
     bundle: Any = SimpleNamespace(manifest=manifest, labels=("a", "b", "c", "d"))
     loaded = BundleSession(bundle, session, "the stand-in")
     x = np.eye(4, dtype=np.float32)[[2, 0, 3]]

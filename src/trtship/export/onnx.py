@@ -23,7 +23,7 @@ from trtship.export.isolated import ChildTraceback, ExporterDied
 from trtship.export.lines import Line
 from trtship.export.mend import Thaw, check_and_mend
 from trtship.export.outputs import settle_outputs
-from trtship.export.rules import Asked, refuse_broken_corners, settle_rules, tell_rules, that_exclude
+from trtship.export.rules import Asked, freezes_batch, refuse_broken_corners, settle_rules, tell_rules, that_exclude
 from trtship.export.sizes import sizes_to_compare
 from trtship.graphs import EXTERNAL_OVER
 from trtship.input_values import InputDomain, TriedInput
@@ -204,6 +204,8 @@ class _Exporting:
         """What the check found, the nodes that were mended, and the conditions that stay."""
         job, asked = self.job, self.asked
         known = self.conditions.known if self.conditions else ()
+        # a batch that became a constant by arithmetic: other batches are compared below, which proves more
+        known = tuple(condition for condition in known if not freezes_batch(condition, asked))
         frozen = asked.batch is not None and self.conditions is not None and asked.batch in self.conditions.fixed
         # a batch that became a constant is a fault, to be mended, before it is a rule
         strict = [c.rule for c in known if not (frozen and asked.batch in c.rule.letters)]

@@ -43,6 +43,18 @@ def that_exclude(conditions: Sequence[Condition], asked: Asked) -> tuple[Conditi
     return tuple(condition for condition in conditions if _excludes(condition, asked))
 
 
+def freezes_batch(condition: Condition, asked: Asked) -> bool:
+    """Return whether a condition is on the batch alone, and of the batches 1 to 64 only the traced one meets it.
+
+    The model then computes with the batch in Python (`int(x.shape[0] / n)`), and the exporter took the result for a
+    constant.
+    """
+    if asked.batch is None or condition.rule.letters != {asked.batch} or condition.decides:
+        return False
+    traced = asked.traced[asked.batch]
+    return all(condition.rule.allows({asked.batch: n}) == (n == traced) for n in range(1, 65))
+
+
 def settle_rules(conditions: Sequence[Condition], asked: Asked, comparer: Comparer) -> tuple[Condition, ...]:
     """Return those of the conditions, each of which excludes some sizes, that are needed.
 

@@ -68,7 +68,9 @@ _TOGETHER: tuple[Callable[[ShapeRange], int], ...] = (
     lambda r: r.opt,
     lambda r: min(r.min + 1, r.max),
     lambda r: max(r.max - 1, r.min),
-    lambda r: next((n for n in reversed(r.sizes_to_check) if n % 2), r.opt),
+    lambda r: min(
+        (n for n in r.sizes_to_check if n % 2), key=lambda n: (abs(2 * n - r.min - r.max), -n), default=r.opt
+    ),
 )
 
 

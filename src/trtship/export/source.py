@@ -14,7 +14,7 @@ from trtship.export.original import check_original
 from trtship.export.realistic import DomainsOf, checked_on_realistic
 from trtship.files import draft_beside, refuse_to_replace
 from trtship.input_files import SampleSource
-from trtship.input_ranges import InputRanges, check_input_ranges, with_input_ranges
+from trtship.input_ranges import InputRanges, check_input_ranges, example_domains
 from trtship.input_values import InputDomain
 from trtship.progress import SILENT, Progress
 from trtship.sources import LoadedGraph, LoadedModel, SourceOptions, resolve
@@ -108,7 +108,7 @@ def export_source(
             opset=opset,
             exporter=exporter,
             thaw=thaw,
-            domains=with_input_ranges({}, model.inputs, input_ranges or {}),
+            domains=example_domains(model.inputs, input_ranges or {}),
             progress=progress,
         )
         if domains_of is not None:

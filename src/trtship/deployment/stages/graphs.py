@@ -11,7 +11,7 @@ from trtship.deployment.stages.base import GRAPH, REPORT, Stages, graph_digests
 from trtship.deployment.stages.sizes import ranges_of
 from trtship.export import ExportReport, graph_from_source, sizes_around
 from trtship.export.realistic import checked_on_realistic
-from trtship.input_ranges import check_input_ranges, with_input_ranges
+from trtship.input_ranges import check_input_ranges, example_domains
 from trtship.input_values import InputDomain
 from trtship.passes import simplify
 from trtship.passes.input_domains import domains_of_graph
@@ -57,7 +57,7 @@ def export(stages: Stages) -> tuple[Entry, ModelReport]:
             opset=stages.options.opset,
             exporter=stages.options.exporter,
             thaw=thaw,
-            domains=with_input_ranges({}, model.inputs, stages.options.input_ranges),
+            domains=example_domains(model.inputs, stages.options.input_ranges),
             progress=stages.progress,
         )
         with stages.progress.stage("check the export", "on realistic inputs"):
