@@ -242,3 +242,15 @@ def test_without_torch_export_a_branch_on_a_size_is_found_by_traces(tmp_path: Pa
             outputs=["output"],
             ranges={"H": ShapeRange(min=8, opt=16, max=32)},
         )
+
+
+def test_a_decision_that_is_skipped_while_exporting_is_named(tmp_path: Path) -> None:
+    def skips(x: torch.Tensor) -> torch.Tensor:
+        if not torch.compiler.is_compiling() and not torch.jit.is_tracing() and x.max() > 0:
+            x = x * 2
+        return x
+
+    with pytest.raises(ExportMismatchError, match="it differs from PyTorch") as caught:
+        export(skips, tmp_path / "m.onnx")
+    assert "skips: `if not torch.compiler.is_compiling()" in caught.value.why
+    assert "torch.where or torch.cond" in caught.value.do

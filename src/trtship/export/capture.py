@@ -11,6 +11,7 @@ import msgspec
 
 from trtship.export.conditions import Conditions, conditions_of
 from trtship.export.lines import Line, failing_line, running_line
+from trtship.sources.inputs import forward_parameters
 from trtship.spec import ShapeRange, TensorSpec, batch_letter
 
 DATA_DEPENDENT = ("GuardOnDataDependentSymNode", "DataDependentOutputException")
@@ -51,7 +52,7 @@ def capture(
     """
     import torch
 
-    names = forward_parameters(module)
+    names = parameter_names(module)
     batch = batch_letter(inputs)  # its graph is checked at sizes beyond its range, too
     letters = {letter for spec in inputs for letter in spec.letters}
     limits = {letter: _limits(None if letter == batch else ranges.get(letter)) for letter in letters}
@@ -76,10 +77,10 @@ def capture(
     raise failures[0]
 
 
-def forward_parameters(module: Any) -> list[str]:
+def parameter_names(module: Any) -> list[str]:
     """Return the names of forward's parameters; one that takes all others starts with `*`, and ends the list."""
     found: list[str] = []
-    for parameter in inspect.signature(module.forward).parameters.values():
+    for parameter in forward_parameters(module).values():
         if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
             return [*found, f"*{parameter.name}"]
         found.append(parameter.name)
@@ -90,7 +91,7 @@ def dynamic_shapes(module: Any, inputs: Sequence[TensorSpec], dimension: Any) ->
     """Return what torch.export takes as `dynamic_shapes`: `dimension(letter)` for each letter, nested once more where
     forward takes `*args`."""
     shapes = tuple({a: dimension(s) for a, s in enumerate(spec.shape) if isinstance(s, str)} for spec in inputs)
-    names = forward_parameters(module)
+    names = parameter_names(module)
     if names and names[-1].startswith("*"):
         return (*shapes[: len(names) - 1], shapes[len(names) - 1 :])
     return shapes

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from trtship.export.original_runs import Feeds, Operation, Place, Trial, first_apart, random_operations
+from trtship.export.values import value_lines
 from trtship.sources import LoadedModel
 
 SHOWN = 3
@@ -69,8 +70,8 @@ def _state_kept(model: LoadedModel, feeds: Feeds) -> Cause | None:
 
 
 def cause_of_rows(model: LoadedModel, places: Sequence[tuple[Place, Place]]) -> Cause:
-    """A normalization that uses the batch's statistics, or the first operation whose result differs for the same row at
-    two places."""
+    """Return the likely cause: a normalization that uses the batch's statistics, or the first operation whose result
+    differs for the same row at two places, and the line that takes values of the whole batch into Python."""
     norms = norms_over_batch(model.module)
     if norms:
         return Cause(
@@ -82,10 +83,23 @@ def cause_of_rows(model: LoadedModel, places: Sequence[tuple[Place, Place]]) -> 
         with contextlib.suppress(Exception):  # only the operation's name is lost
             found = found or first_apart(Trial(model, wide=True), one, other)
     place = f"the first such result is that of {_operations([found])}" if found else "its place was not found"
+    lines = value_lines(model.module, _tensors(model, places[0][1].feeds))
+    if lines:
+        return Cause(
+            f"{place}, and values of the batch become Python numbers at {lines[0]}",
+            "let each row decide for itself: write it with torch.where on values of that row, or decide outside the "
+            "model",
+        )
     return Cause(
         f"{place}; look for a mean, norm, softmax or sort over axis 0, or a reshape that mixes rows",
         "let each row be computed from its own inputs alone",
     )
+
+
+def _tensors(model: LoadedModel, feeds: Feeds) -> list[Any]:
+    import torch
+
+    return [torch.from_numpy(feeds[spec.name].copy()) for spec in model.inputs]
 
 
 def _random_numbers_matter(model: LoadedModel, feeds: Feeds) -> bool:
