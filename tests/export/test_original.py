@@ -138,6 +138,12 @@ def test_random_numbers_that_do_not_matter_are_not_blamed() -> None:
     assert "calls of the module" in error.why
 
 
+def halved(net: Net, x: torch.Tensor) -> torch.Tensor:
+    while x.norm() > 0.01:
+        x = x / 1.1
+    return x
+
+
 DEPENDENT: dict[str, tuple[nn.Module, str]] = {
     "batch norm without statistics": (
         Net(lambda net, x: net.norm(x), norm=nn.BatchNorm1d(8, track_running_stats=False)),
@@ -156,6 +162,7 @@ DEPENDENT: dict[str, tuple[nn.Module, str]] = {
         "values of the batch become Python numbers at test_original.py",
     ),
     "a number": (Net(lambda net, x: x * float(x[0, 0])), "values of the batch become Python numbers at test_original"),
+    "a loop": (Net(halved), "values of the batch become Python numbers at test_original.py"),
     "a little": (Net(lambda net, x: x + 1e-3 * x.mean(0)), "add in test_original.py"),
 }
 
@@ -167,6 +174,20 @@ def test_rows_that_depend_on_each_other_are_reported_with_the_cause(name: str) -
     assert error.what == ROWS_DEPEND
     assert "logits" in error.why
     assert cause in error.why
+
+
+class EvenOnly(Net):
+    def forward(self, image: torch.Tensor) -> Any:
+        if image.shape[2] % 2:
+            raise ValueError("even sizes only")
+        return super().forward(image)
+
+
+def test_a_model_that_fails_at_the_traced_sizes_is_reported_as_that() -> None:
+    with pytest.raises(SourceError, match="the model itself fails at B=2, H=15, W=16") as found:
+        check(EvenOnly(), "image=Bx3xHxW", H=15, W=16)
+    assert found.value.why == "ValueError: even sizes only"
+    check(EvenOnly(), "image=Bx3xHxW", H=16, W=15)
 
 
 def cached_by_size(net: Net, x: torch.Tensor) -> torch.Tensor:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from trtship.session.onnxruntime import OnnxRuntimeSession
 from trtship.spec import ShapeRange, TensorSpec
 
 pytestmark = pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+logger = logging.getLogger(__name__)
 IMAGE = (TensorSpec(name="image", shape=("B", 3, 8, 8)),)
 Forward = Callable[[torch.Tensor], torch.Tensor]
 
@@ -144,6 +147,10 @@ def test_what_only_checks_is_no_decision(tmp_path: Path) -> None:
         assert x.max() < 1e9
         if x.min() < -1e9:
             raise ValueError("too small")
+        if x.mean() > 1e6:
+            warnings.warn("large", stacklevel=1)
+            logger.warning("large")
+            print("large")
         return x + 1
 
     export(checks, tmp_path / "m.onnx", "torchscript")
