@@ -17,6 +17,7 @@ from trtship.errors import SourceError
 from trtship.export import graph_from_source
 from trtship.export.original import ROWS_DEPEND, TWO_WAYS, check_original
 from trtship.progress import SILENT
+from trtship.session.onnxruntime import OnnxRuntimeSession
 from trtship.sources.finish import finish
 from trtship.sources.loaded import LoadedModel
 from trtship.spec import TensorSpec
@@ -137,6 +138,12 @@ def test_random_numbers_that_do_not_matter_are_not_blamed() -> None:
     assert "calls of the module" in error.why
 
 
+def halved(net: Net, x: torch.Tensor) -> torch.Tensor:
+    while x.norm() > 0.01:
+        x = x / 1.1
+    return x
+
+
 DEPENDENT: dict[str, tuple[nn.Module, str]] = {
     "batch norm without statistics": (
         Net(lambda net, x: net.norm(x), norm=nn.BatchNorm1d(8, track_running_stats=False)),
@@ -150,6 +157,12 @@ DEPENDENT: dict[str, tuple[nn.Module, str]] = {
     "neighbour": (Net(lambda net, x: torch.roll(x, 1, 0)), "roll in test_original.py"),
     "place": (Net(lambda net, x: x * torch.arange(1, len(x) + 1)[:, None]), "mul in test_original.py"),
     "size": (Net(lambda net, x: x * len(x)), "only the number of rows matters"),
+    "a decision": (
+        Net(lambda net, x: x * 2 if x[0].sum() > 0 else x),
+        "values of the batch become Python numbers at test_original.py",
+    ),
+    "a number": (Net(lambda net, x: x * float(x[0, 0])), "values of the batch become Python numbers at test_original"),
+    "a loop": (Net(halved), "values of the batch become Python numbers at test_original.py"),
     "a little": (Net(lambda net, x: x + 1e-3 * x.mean(0)), "add in test_original.py"),
 }
 
@@ -161,6 +174,20 @@ def test_rows_that_depend_on_each_other_are_reported_with_the_cause(name: str) -
     assert error.what == ROWS_DEPEND
     assert "logits" in error.why
     assert cause in error.why
+
+
+class EvenOnly(Net):
+    def forward(self, image: torch.Tensor) -> Any:
+        if image.shape[2] % 2:
+            raise ValueError("even sizes only")
+        return super().forward(image)
+
+
+def test_a_model_that_fails_at_the_traced_sizes_is_reported_as_that() -> None:
+    with pytest.raises(SourceError, match="the model itself fails at B=2, H=15, W=16") as found:
+        check(EvenOnly(), "image=Bx3xHxW", H=15, W=16)
+    assert found.value.why == "ValueError: even sizes only"
+    check(EvenOnly(), "image=Bx3xHxW", H=16, W=15)
 
 
 def cached_by_size(net: Net, x: torch.Tensor) -> torch.Tensor:
@@ -283,6 +310,48 @@ class Plain(nn.Module):
 def test_scripted_and_exported_programs_go_through_the_exporter_that_takes_them(tmp_path: Path) -> None:
     scripted = load(torch.jit.script(Plain().eval()))
     assert graph_from_source(scripted, tmp_path / "s.onnx", ranges={}).exporter == "torchscript"
+    traced = load(torch.jit.trace(Plain().eval(), torch.randn(2, 3, 16, 16)))
+    assert graph_from_source(traced, tmp_path / "t.onnx", ranges={}).exporter == "torchscript"
     batch = ({0: torch.export.Dim("B")},)
     program = torch.export.export(Plain().eval(), (torch.randn(2, 3, 16, 16),), dynamic_shapes=batch)
     assert graph_from_source(load(program.module()), tmp_path / "e.onnx", ranges={}).exporter == "dynamo"
+
+
+class DecidesAlone(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.c = nn.Conv2d(3, 8, 4, 4)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        x = self.c(image).mean((2, 3))
+        if bool(image.max() > 50.0):
+            x = -x
+        return x
+
+
+class Holds(nn.Module):
+    """A scripted part, and a scripted function, within ordinary Python."""
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.part, self.double = part, torch.jit.script(double)
+
+    def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"logits": self.double(self.part(image))}
+
+
+def double(x: torch.Tensor) -> torch.Tensor:
+    if bool(x.max() > 1e6):
+        return x
+    return x * 2
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_a_scripted_part_keeps_its_decisions(tmp_path: Path) -> None:
+    module = Holds(torch.jit.script(DecidesAlone().eval())).eval()
+    graph_from_source(load(module), tmp_path / "h.onnx", ranges={})
+    with OnnxRuntimeSession(tmp_path / "h.onnx") as session, torch.no_grad():
+        for scale in (1.0, 100.0):
+            image = scale * torch.rand(1, 3, 16, 16)
+            torch.testing.assert_close(session.infer({"image": image})["logits"], module(image)["logits"])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +20,7 @@ from trtship.session.onnxruntime import OnnxRuntimeSession
 from trtship.spec import ShapeRange, TensorSpec
 
 pytestmark = pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+logger = logging.getLogger(__name__)
 IMAGE = (TensorSpec(name="image", shape=("B", 3, 8, 8)),)
 Forward = Callable[[torch.Tensor], torch.Tensor]
 
@@ -74,7 +78,22 @@ def as_tensor(x: torch.Tensor) -> torch.Tensor:
     return x * torch.tensor(float(x.mean()))
 
 
-DECIDES = [branch, item, loop, count, length, chosen]
+def caught(x: torch.Tensor) -> torch.Tensor:
+    try:
+        if x.max() > 1.5:
+            x = x / 255
+    except Exception:
+        pass
+    return x
+
+
+def caught_number(x: torch.Tensor) -> torch.Tensor:
+    with contextlib.suppress(Exception):
+        return x * 2 if int(x.abs().amax()) > 3 else x
+    return x
+
+
+DECIDES = [caught, caught_number, branch, item, loop, count, length, chosen]
 TAKES = [through_numpy, as_tensor]
 
 
@@ -128,6 +147,10 @@ def test_what_only_checks_is_no_decision(tmp_path: Path) -> None:
         assert x.max() < 1e9
         if x.min() < -1e9:
             raise ValueError("too small")
+        if x.mean() > 1e6:
+            warnings.warn("large", stacklevel=1)
+            logger.warning("large")
+            print("large")
         return x + 1
 
     export(checks, tmp_path / "m.onnx", "torchscript")
@@ -226,3 +249,15 @@ def test_without_torch_export_a_branch_on_a_size_is_found_by_traces(tmp_path: Pa
             outputs=["output"],
             ranges={"H": ShapeRange(min=8, opt=16, max=32)},
         )
+
+
+def test_a_decision_that_is_skipped_while_exporting_is_named(tmp_path: Path) -> None:
+    def skips(x: torch.Tensor) -> torch.Tensor:
+        if not torch.compiler.is_compiling() and not torch.jit.is_tracing() and x.max() > 0:
+            x = x * 2
+        return x
+
+    with pytest.raises(ExportMismatchError, match="it differs from PyTorch") as caught:
+        export(skips, tmp_path / "m.onnx")
+    assert "skips: `if not torch.compiler.is_compiling()" in caught.value.why
+    assert "torch.where or torch.cond" in caught.value.do

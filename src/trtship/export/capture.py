@@ -11,6 +11,7 @@ import msgspec
 
 from trtship.export.conditions import Conditions, conditions_of
 from trtship.export.lines import Line, failing_line, running_line
+from trtship.sources.inputs import forward_parameters
 from trtship.spec import ShapeRange, TensorSpec, batch_letter
 
 DATA_DEPENDENT = ("GuardOnDataDependentSymNode", "DataDependentOutputException")
@@ -46,37 +47,40 @@ def capture(
         ranges: The sizes of the letters, as far as they are known.
 
     Raises:
-        DecidesByValues: PyTorch found a decision by a value in the model's code.
+        DecidesByValues: PyTorch found a decision by a value in the model's code, which may have caught its error.
         Exception: whatever else torch.export raises.
     """
     import torch
 
-    names = forward_parameters(module)
+    names = parameter_names(module)
     batch = batch_letter(inputs)  # its graph is checked at sizes beyond its range, too
     letters = {letter for spec in inputs for letter in spec.letters}
     limits = {letter: _limits(None if letter == batch else ranges.get(letter)) for letter in letters}
     shapes = dynamic_shapes(module, inputs, lambda letter: _dimension(limits[letter]))
     failures: list[Exception] = []
     for strict in (False, True):
-        try:
-            with _guards_with_lines(), _size_settings(shapes):
+        with _guards_with_lines(), _size_settings(shapes), _value_errors() as raised:
+            try:
                 program = torch.export.export(module, example, dynamic_shapes=shapes, strict=strict)
-        except Exception as error:
-            line = value_decision(error)
-            if line is not None:
-                raise DecidesByValues(line) from error
-            failures.append(error)
-            continue
+            except Exception as error:
+                line = value_decision(error)
+                if line is not None:
+                    raise DecidesByValues(line) from error
+                failures.append(error)
+                continue
+        line = _caught_by_model(raised)
+        if line is not None:
+            raise DecidesByValues(line)
         environment = _environment(program)
         found = Conditions() if environment is None else conditions_of(environment, inputs, names, limits)
         return Captured(program, found)
     raise failures[0]
 
 
-def forward_parameters(module: Any) -> list[str]:
+def parameter_names(module: Any) -> list[str]:
     """Return the names of forward's parameters; one that takes all others starts with `*`, and ends the list."""
     found: list[str] = []
-    for parameter in inspect.signature(module.forward).parameters.values():
+    for parameter in forward_parameters(module).values():
         if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
             return [*found, f"*{parameter.name}"]
         found.append(parameter.name)
@@ -87,7 +91,7 @@ def dynamic_shapes(module: Any, inputs: Sequence[TensorSpec], dimension: Any) ->
     """Return what torch.export takes as `dynamic_shapes`: `dimension(letter)` for each letter, nested once more where
     forward takes `*args`."""
     shapes = tuple({a: dimension(s) for a, s in enumerate(spec.shape) if isinstance(s, str)} for spec in inputs)
-    names = forward_parameters(module)
+    names = parameter_names(module)
     if names and names[-1].startswith("*"):
         return (*shapes[: len(names) - 1], shapes[len(names) - 1 :])
     return shapes
@@ -134,6 +138,40 @@ def _environment(program: Any) -> Any:
             if isinstance(size, torch.SymInt | torch.SymFloat | torch.SymBool):
                 return size.node.shape_env
     return None
+
+
+def _caught_by_model(raised: Sequence[BaseException]) -> Line | None:
+    """Return the line that decides by a value, of a model that caught PyTorch's error and went on without the value.
+
+    An error that PyTorch caught itself never came to the model's code, and has none of its lines in its traceback.
+    """
+    for error in raised:
+        line = failing_line(error)
+        if line is not None and line.decides:
+            return line
+    return None
+
+
+@contextlib.contextmanager
+def _value_errors() -> Iterator[list[BaseException]]:
+    """Collect every error made meanwhile that says that code needs the value of a tensor, caught or not."""
+    from torch._subclasses.fake_tensor import DataDependentOutputException
+    from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+
+    raised: list[BaseException] = []
+
+    def noting(begin: Any) -> Any:
+        def noted(self: Any, *args: Any, **kwargs: Any) -> None:
+            begin(self, *args, **kwargs)
+            raised.append(self)
+
+        return noted
+
+    with contextlib.ExitStack() as stack:
+        for kind in (DataDependentOutputException, GuardOnDataDependentSymNode):
+            stack.callback(setattr, kind, "__init__", kind.__init__)
+            kind.__init__ = noting(kind.__init__)  # type: ignore[method-assign]
+        yield raised
 
 
 @contextlib.contextmanager

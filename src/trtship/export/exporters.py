@@ -21,7 +21,7 @@ from trtship.export.conditions import Conditions
 from trtship.export.isolated import run_isolated
 from trtship.export.lines import Line
 from trtship.export.sizes import sizes_to_trace
-from trtship.export.traces import Traced, compare_traces
+from trtship.export.traces import Traced, as_program, compare_traces, holds_programs
 from trtship.files import temporary_folder
 from trtship.graphs import load_graph, save_graph
 from trtship.input_values import InputDomain, random_inputs
@@ -125,9 +125,10 @@ def export_torchscript(module: Any, job: Job, target: Path, conditions: Conditio
                 traced = compare_traces(copy, job.inputs, job.traced, domains=job.domains, others=others)
             if traced.values or traced.differs:
                 return Made(traced=traced, decides=traced.values[0] if traced.values else None, failure=traced.differs)
+            example = example_of(job)
             torch.onnx.export(
-                copy,
-                _example(job),
+                as_program(copy, example) if holds_programs(copy) else copy,
+                example,
                 str(draft),
                 dynamo=False,
                 dynamic_axes=axes,
@@ -175,7 +176,7 @@ def _quietly(work: Callable[[Any, Path], Made], module: Any, *, folder: Path) ->
 
 def _captured(module: Any, job: Job) -> tuple[Captured | None, Made]:
     try:
-        captured = capture(module, _example(job), job.inputs, job.ranges)
+        captured = capture(module, example_of(job), job.inputs, job.ranges)
     except DecidesByValues as found:
         return None, Made(decides=found.line)
     except Exception as error:
@@ -183,7 +184,8 @@ def _captured(module: Any, job: Job) -> tuple[Captured | None, Made]:
     return captured, Made(conditions=captured.conditions)
 
 
-def _example(job: Job) -> tuple[Any, ...]:
+def example_of(job: Job) -> tuple[Any, ...]:
+    """Return the tensors that the exporters trace with, one for each input, at the traced sizes."""
     import torch
 
     feeds = random_inputs(job.inputs, job.traced, seed=1, domains=job.domains)

@@ -14,6 +14,10 @@ from types import FrameType, TracebackType
 
 import msgspec
 
+LOGGERS = frozenset(("logging", "logger", "log", "_logger", "LOGGER", "LOG"))
+LOGGED = frozenset(("debug", "info", "warning", "warning_once", "error", "critical"))
+"""Usual names of loggers, and their methods that write a line."""
+
 
 class Line(msgspec.Struct, frozen=True):
     """A line of Python: its file, its number, and the function that it is in."""
@@ -38,12 +42,12 @@ class Line(msgspec.Struct, frozen=True):
 
     @property
     def only_checks(self) -> bool:
-        """Whether its outcome can only end the run: an `assert`, or an `if` that does nothing but raise."""
+        """Whether its outcome can only end the run, or be told: an `assert`, or an `if` that only raises or warns."""
         match self._statement:
             case ast.Assert():
                 return True
             case ast.If(body=body, orelse=[]):
-                return all(isinstance(statement, ast.Raise) for statement in body)
+                return all(isinstance(statement, ast.Raise) or _only_tells(statement) for statement in body)
         return False
 
     @property
@@ -64,6 +68,16 @@ class Line(msgspec.Struct, frozen=True):
             key=lambda s: s.lineno,
             default=None,
         )
+
+
+def _only_tells(statement: ast.stmt) -> bool:
+    """Whether it is a call of `print`, `warnings.warn` or a logger's method."""
+    match statement:
+        case ast.Expr(value=ast.Call(func=ast.Name(id="print"))):
+            return True
+        case ast.Expr(value=ast.Call(func=ast.Attribute(value=ast.Name(id=owner), attr=name))):
+            return owner == "warnings" if name == "warn" else name in LOGGED and owner in LOGGERS
+    return False
 
 
 @lru_cache(maxsize=16)

@@ -18,13 +18,14 @@ from typing import Any
 from trtship.errors import ExportMismatchError, GateError, GraphError, SpecError, TrtshipError
 from trtship.export.check import Checked, check_export, comparing
 from trtship.export.conditions import Condition, Conditions
-from trtship.export.exporters import Exporter, Job, Made, conditions_only, export_dynamo, export_torchscript
+from trtship.export.exporters import Exporter, Job, Made, conditions_only, example_of, export_dynamo, export_torchscript
 from trtship.export.isolated import ChildTraceback, ExporterDied
 from trtship.export.lines import Line
 from trtship.export.mend import Thaw, check_and_mend
 from trtship.export.outputs import settle_outputs
 from trtship.export.rules import Asked, freezes_batch, refuse_broken_corners, settle_rules, tell_rules, that_exclude
 from trtship.export.sizes import sizes_to_compare
+from trtship.export.values import value_lines
 from trtship.graphs import EXTERNAL_OVER
 from trtship.input_values import InputDomain, TriedInput
 from trtship.measure import Measure
@@ -125,7 +126,8 @@ def onnx_from_torch(
     if exporting.is_final:
         raise failures[-1]
     wrong = [f for f in failures if isinstance(f, ExportMismatchError | SpecError)]
-    raise (wrong or failures)[0]  # the dynamo exporter's graph tells the lines of the model
+    first = (wrong or failures)[0]  # the dynamo exporter's graph tells the lines of the model
+    raise _with_decision(first, module, job) if isinstance(first, ExportMismatchError) else first
 
 
 class _Exporting:
@@ -259,12 +261,25 @@ class _Exporting:
         )
 
 
+DECIDE_OTHERWISE = "write it with torch.where or torch.cond, or decide outside the model and export each case"
+
+
 def _decides(line: Line) -> GraphError:
     return GraphError(
         "the model decides by the values of its inputs in Python, which a graph cannot",
         why=f"{line}; an exported graph would do the same for every input as for the example",
-        do="write it with torch.where or torch.cond, or decide outside the model and export each case",
+        do=DECIDE_OTHERWISE,
     )
+
+
+def _with_decision(error: ExportMismatchError, module: Any, job: Job) -> ExportMismatchError:
+    """Return the error with the line at which the model takes values into Python, if there is one: some models skip
+    that line while they are exported (`if not torch.compiler.is_compiling()`), and no exporter sees it."""
+    lines = value_lines(module, example_of(job))
+    if not lines:
+        return error
+    why = f"{error.why}; in PyTorch the model decides by the values of its inputs in Python at {lines[0]}"
+    return ExportMismatchError(error.what, why=why, do=DECIDE_OTHERWISE)
 
 
 def _frozen_value(difference: str) -> GraphError:

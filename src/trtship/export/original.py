@@ -15,12 +15,13 @@ from functools import cached_property
 import numpy as np
 
 from trtship.errors import SourceError, TrtshipError
-from trtship.export.original_causes import Cause, cause_of_rows, cause_of_two_answers
+from trtship.export.original_causes import cause_of_batch_sizes, cause_of_rows, cause_of_two_answers
 from trtship.export.original_runs import Feeds, Place, Trial
 from trtship.input_values import InputDomain, random_inputs
 from trtship.measure import HUGE
 from trtship.progress import SILENT, Progress
 from trtship.sources import LoadedModel
+from trtship.sources.inputs import one_line
 from trtship.spec import TensorSpec, batch_letter
 
 ROWS = 3
@@ -116,7 +117,8 @@ def check_original(
         progress: is told that the check runs.
 
     Raises:
-        SourceError: the model has one of the two faults; the error names the likely cause in its code.
+        SourceError: the model has one of the two faults, and the error names the likely cause in its code; or it does
+            not run at the traced sizes.
     """
     with progress.stage("check the model", "the same input twice, rows in other company"):
         letter = batch_letter(model.inputs)
@@ -126,6 +128,22 @@ def check_original(
             if observed is not None:
                 _judge(model, full, company, observed)
                 return
+        _refuse_failing(model, full, traced)
+
+
+def _refuse_failing(model: LoadedModel, full: Feeds, traced: Mapping[str, int]) -> None:
+    """Raise SourceError where the model does not take the inputs that it would be exported with."""
+    try:
+        Trial(model).run(full, seed=1)
+    except TrtshipError:
+        raise
+    except Exception as error:
+        sizes = ", ".join(f"{letter}={size}" for letter, size in traced.items()) or "its only shape"
+        raise SourceError(
+            f"the model itself fails at {sizes}",
+            why=one_line(error),
+            do="choose a --batch or --size range whose MIN, OPT and MAX the model takes",
+        ) from error
 
 
 def _material(
@@ -296,11 +314,9 @@ def _two_answers(model: LoadedModel, full: Feeds, index: int, observed: Observed
 
 
 def _fails_later(error: Exception) -> SourceError:
-    text = str(error).strip().splitlines()
     return SourceError(
         TWO_WAYS,
-        why="after a run on other inputs it fails on one that it takes at first: "
-        f"{type(error).__name__}: {text[0] if text else 'no message'}",
+        why=f"after a run on other inputs it fails on one that it takes at first: {one_line(error)}",
         do="let its forward keep nothing of a call for the next one (a cache, a mask of the first batch's size)",
     )
 
@@ -315,9 +331,7 @@ def _rows(model: LoadedModel, full: Feeds, company: Sequence[Company], index: in
         places = [(Place(case.feeds, case.size or 1, at), Place(full, batch, row)) for at, row in pairs]
         cause = cause_of_rows(model, places)
     else:
-        cause = Cause(
-            "only the number of rows matters, not what is in the others", "use no len(x) or x.shape[0] as a factor"
-        )
+        cause = cause_of_batch_sizes(model, full)
     return SourceError(
         ROWS_DEPEND,
         why=f"in PyTorch itself, a row of its output {model.outputs[index]} changes by {_amount(difference)} when "

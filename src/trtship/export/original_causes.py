@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from trtship.export.original_runs import Feeds, Operation, Place, Trial, first_apart, random_operations
+from trtship.export.values import value_lines
 from trtship.sources import LoadedModel
 
 SHOWN = 3
@@ -69,8 +70,8 @@ def _state_kept(model: LoadedModel, feeds: Feeds) -> Cause | None:
 
 
 def cause_of_rows(model: LoadedModel, places: Sequence[tuple[Place, Place]]) -> Cause:
-    """A normalization that uses the batch's statistics, or the first operation whose result differs for the same row at
-    two places."""
+    """Return the likely cause: a normalization that uses the batch's statistics, or the first operation whose result
+    differs for the same row at two places, and the line that takes values of the whole batch into Python."""
     norms = norms_over_batch(model.module)
     if norms:
         return Cause(
@@ -82,9 +83,31 @@ def cause_of_rows(model: LoadedModel, places: Sequence[tuple[Place, Place]]) -> 
         with contextlib.suppress(Exception):  # only the operation's name is lost
             found = found or first_apart(Trial(model, wide=True), one, other)
     place = f"the first such result is that of {_operations([found])}" if found else "its place was not found"
+    taken = _values_taken(model, places[0][1].feeds)
+    if taken is not None:
+        return Cause(f"{place}, and {taken.why}", taken.do)
     return Cause(
         f"{place}; look for a mean, norm, softmax or sort over axis 0, or a reshape that mixes rows",
         "let each row be computed from its own inputs alone",
+    )
+
+
+def cause_of_batch_sizes(model: LoadedModel, feeds: Feeds) -> Cause:
+    """Return the likely cause of rows that depend on how many others there are, and on nothing else of them."""
+    return _values_taken(model, feeds) or Cause(
+        "only the number of rows matters, not what is in the others", "use no len(x) or x.shape[0] as a factor"
+    )
+
+
+def _values_taken(model: LoadedModel, feeds: Feeds) -> Cause | None:
+    import torch
+
+    lines = value_lines(model.module, [torch.from_numpy(feeds[spec.name].copy()) for spec in model.inputs])
+    if not lines:
+        return None
+    return Cause(
+        f"values of the batch become Python numbers at {lines[0]}",
+        "let each row decide for itself: use torch.where on values of that row, or decide outside the model",
     )
 
 

@@ -173,8 +173,16 @@ def _broken(condition: Condition, sizes: Sizes, asked: Asked) -> SpecError:
     return SpecError(
         f"the exported graph is the model only where {_short(rule)}, and {where(sizes)} breaks that",
         why=f"{asks}; {given} promises it for MIN, OPT and MAX",
-        do=_advice(rule, letters, options, asked) + ", or write the model without a condition on the size",
+        do=_advice(rule, letters, options, asked) + _rewrite(condition),
     )
+
+
+def _rewrite(condition: Condition) -> str:
+    if condition.line is None:
+        return ""
+    if condition.decides:
+        return ", or write the model without a condition on the size"
+    return ", or compute with the size as PyTorch follows it: (h * w) ** 0.5 stays dynamic, math.sqrt(h * w) does not"
 
 
 def _advice(rule: SizeRule, letters: Sequence[str], options: Mapping[str, str], asked: Asked) -> str:

@@ -57,7 +57,7 @@ def compare_traces(
     if seen.values:
         return Traced(values=tuple(seen.values))
     for kind in ("small", "large"):
-        second = _trace(module, _values(inputs, traced, domains, kind))
+        second = _trace(watched(module, Seen()), _values(inputs, traced, domains, kind))
         if second != first:
             return Traced(differs=_difference(first, second))
     operators = [step[0] for step in first]
@@ -67,7 +67,7 @@ def compare_traces(
         if time.monotonic() > until:
             break
         try:
-            there = _trace(module, _values(inputs, sizes, domains, "usual"))
+            there = _trace(watched(module, Seen()), _values(inputs, sizes, domains, "usual"))
         except Exception:  # a size that the model does not take
             continue
         if [step[0] for step in there] != operators:
@@ -99,10 +99,32 @@ def _trace(module: Any, example: tuple[Any, ...]) -> list[tuple[str, str]]:
     """Each step of a trace: its operator, and its constants."""
     import torch
 
+    if holds_programs(module):
+        return list(_steps(as_program(module, example).inlined_graph))
     tracer: Any = torch.jit  # _get_trace_graph is what the TorchScript exporter itself calls
     graph = tracer._get_trace_graph(module, example, strict=False)[0]
     torch._C._jit_pass_inline(graph)
     return list(_steps(graph))
+
+
+def holds_programs(module: Any) -> bool:
+    """Return whether the module, or a part of it, is a TorchScript program (`torch.jit.script`, `trace`, `load`)."""
+    import torch
+
+    return any(isinstance(part, torch.jit.ScriptModule) for part in module.modules())
+
+
+def as_program(module: Any, example: tuple[Any, ...]) -> Any:
+    """Return a module that holds TorchScript programs as one program, in which they keep their own `if` and loops.
+
+    The TorchScript exporter takes a program as it is, and fails on one inside of an ordinary module.
+    """
+    import torch
+
+    if isinstance(module, torch.jit.ScriptModule):
+        return module
+    tracer: Any = torch.jit
+    return tracer.trace(module, example, check_trace=False, strict=False)
 
 
 def _steps(block: Any) -> Iterator[tuple[str, str]]:

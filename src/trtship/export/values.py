@@ -12,12 +12,15 @@ every later run of the graph.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from trtship.export.lines import Line, running_line
+from trtship.session.module_copy import copy_module, set_to_infer
+from trtship.session.torch_state import unchanged_state
 
 TAKES_VALUES = frozenset(
     [
@@ -47,6 +50,24 @@ class Seen:
 def watched(module: Any, seen: Seen) -> Any:
     """Return a module that runs `module` and writes into `seen`."""
     return _classes()[0](module, seen)
+
+
+def value_lines(module: Any, example: Sequence[Any]) -> tuple[Line, ...]:
+    """Run a copy of `module` once, and return the lines at which its Python code takes a value of an input's.
+
+    Args:
+        module: The module, which stays as it is.
+        example: A tensor for each input.
+
+    Returns:
+        The lines, in the order in which they ran; none where the run fails before one.
+    """
+    import torch
+
+    seen = Seen()
+    with contextlib.suppress(Exception), unchanged_state(torch), torch.no_grad():
+        watched(set_to_infer(copy_module(module)), seen)(*(tensor.clone() for tensor in example))
+    return tuple(seen.values)
 
 
 @functools.cache

@@ -38,7 +38,7 @@ def copy_module(module: Any) -> Any:
     torch = need("torch", purpose="running a PyTorch model")
     memo: dict[int, Any] = {}
     for value in _reachable(torch, module):
-        if isinstance(value, SHARED_KINDS):
+        if isinstance(value, (*SHARED_KINDS, torch.jit.ScriptFunction)):
             memo[id(value)] = value
         elif isinstance(value, torch.Tensor) and not value.is_leaf:
             memo[id(value)] = value.detach().clone()

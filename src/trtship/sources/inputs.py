@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from trtship.errors import SourceError, SpecError
@@ -42,6 +42,23 @@ def fixed_sides(spec: TensorSpec | None) -> tuple[int | None, tuple[int, int] | 
     return channels if isinstance(channels, int) else None, sides
 
 
+def forward_parameters(module: torch.nn.Module) -> Mapping[str, inspect.Parameter]:
+    """Return the parameters of `module.forward` by name, in their order; those of a TorchScript program that was
+    traced, loaded or copied are from its schema, since Python knows no signature of it."""
+    try:
+        return inspect.signature(module.forward).parameters
+    except ValueError:
+        schema = getattr(module.forward, "schema", None)
+        if schema is None:
+            raise
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    found = {}
+    for argument in schema.arguments[1:]:  # the first is self
+        default = argument.default_value if argument.has_default_value() else inspect.Parameter.empty
+        found[argument.name] = inspect.Parameter(argument.name, kind, default=default)
+    return found
+
+
 def order_inputs(
     module: torch.nn.Module, specs: tuple[TensorSpec, ...]
 ) -> tuple[tuple[TensorSpec, ...], tuple[str, ...] | None, list[str]]:
@@ -51,7 +68,7 @@ def order_inputs(
     SpecError where it knows some only, or needs a parameter that no spec gives.
     """
     names = [spec.name for spec in specs]
-    parameters = inspect.signature(module.forward).parameters
+    parameters = forward_parameters(module)
     given = [p for p in parameters.values() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.POSITIONAL_ONLY, p.KEYWORD_ONLY)]
     known = [p.name for p in given]
     if not set(names) & set(known):
@@ -94,7 +111,7 @@ def example_inputs(names: list[str]) -> str:
 
 def required_names(module: torch.nn.Module) -> list[str]:
     """Names of the parameters that forward needs."""
-    parameters = inspect.signature(module.forward).parameters.values()
+    parameters = forward_parameters(module).values()
     return [p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
 
 
