@@ -117,6 +117,24 @@ def test_the_rows_with_the_largest_numbers_are_drawn_whatever_the_seed(tmp_path:
         assert 699 in random_inputs(specs, {"B": 1, "L": 16}, seed=seed, domains=found)["ids"]
 
 
+@pytest.mark.parametrize(
+    ("index", "wanted"),
+    [
+        (lambda m, i: i % 1000, 700),
+        (lambda m, i: (i * 7 + 3) % 1000, 671),
+        (lambda m, i: (i.int() % 1000).reshape(-1), 700),
+        (lambda m, i: torch.arange(1000).flip(0)[i], 299),
+    ],
+)
+def test_rows_with_the_largest_numbers_are_drawn_behind_a_remainder_or_another_table(
+    index: Callable[..., Any], wanted: int, tmp_path: Path
+) -> None:
+    table = torch.randn(1000, 4)
+    table[700] *= 1e5
+    found = domains(lambda m, i: F.embedding(index(m, i), m.table), ["ids=BxL:int64"], tmp_path, {"table": table})
+    assert wanted in random_inputs([TensorSpec.parse("ids=BxL:int64")], {"B": 1, "L": 16}, domains=found)["ids"]
+
+
 def test_of_two_tables_for_one_input_the_smaller_one_counts(tmp_path: Path) -> None:
     tables = {"a": torch.randn(10, 4), "b": torch.randn(30, 4)}
     found = domains(lambda m, i: F.embedding(i, m.a) + F.embedding(i, m.b), ["ids=BxL:int64"], tmp_path, tables)

@@ -368,6 +368,7 @@ def test_the_bound_at_a_size_is_that_of_the_noise_measured_there(tmp_path: Path)
     assert spoilt.state == "failed"
     assert "L=4095" in spoilt.reason or "L=4096" in spoilt.reason
 
+
 GRAM = """(float[B, L, 8] x) => (float[B, 4] y) {
     t = Transpose<perm = [0, 2, 1]>(x)
     s = MatMul(t, x)
