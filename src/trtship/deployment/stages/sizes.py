@@ -11,8 +11,12 @@ from trtship.spec import DEFAULT_BATCH, ShapeRange, TensorSpec, batch_letter
 
 
 def ranges_of(options: DeployOptions, inputs: tuple[TensorSpec, ...]) -> dict[str, ShapeRange]:
-    """A range for every letter. Raises SpecError for one missing, for --batch on a fixed batch, for an input without the
-    batch beside one that has it, and for a batch in --profiles that the plan does not take."""
+    """Return a range for every letter.
+
+    Raises:
+        SpecError: A range is missing, `--batch` does not fit a fixed batch, an input has no batch beside one that has
+            it, or `--profiles` has a batch that the plan does not take.
+    """
     letter, batch = batch_letter(inputs), options.batch
     if letter is None and batch is not None and tuple(map(str, inputs[0].shape[:1])) != (str(batch),):
         raise SpecError(
