@@ -155,11 +155,11 @@ class _Flow:
         elif kind == "Clip" or kind in ("Min", "Max"):
             self._clipped(node)
         elif kind == "Mod":
-            divisor = self._number(inputs[1])
-            for form in self._single(inputs[0]) if divisor else ():
-                whole = form.terms[0][1].is_integer()  # (7 * ids + 3) % 50: 0 to 99 have every remainder
+            divisor = self._number(inputs[1]) or 0.0
+            if divisor:
                 self._softly(inputs[0], 0.0, 2.0 * divisor - 1)
-                if whole and divisor > 1:
+            for form in self._single(inputs[0]):
+                if form.terms[0][1].is_integer() and divisor > 1:  # (7 * ids + 3) % 50: ids to 99 have every remainder
                     self._found[self._name(form)].soft = 0.0, 2.0 * int(divisor) - 1
 
     def _indexes(self, indices: onnx_ir.Value | None, data: onnx_ir.Value | None, axis: int) -> None:
