@@ -19,6 +19,7 @@ from trtship.passes.input_forms import (
     Place,
     divided,
     down,
+    name_of_table,
     special_rows,
     towards_zero,
 )
@@ -166,9 +167,7 @@ class _Flow:
         if indices not in self._forms or data is None:
             return
         rows = special_rows(data, axis) if any(True for _ in self._single(indices)) else ()
-        name = (
-            "the whole table of " + data.name if data.const_value is not None and data.name else "all that it indexes"
-        )
+        name = name_of_table(data)
         self._end(indices, *self._sizes(data, axis), name, rows)
 
     def _indexes_many(self, indices: onnx_ir.Value | None, data: onnx_ir.Value | None, batch: int) -> None:
@@ -177,9 +176,7 @@ class _Flow:
             return
         last = self._least.shape(indices)
         count = last[-1] if last else 1
-        name = (
-            "the whole table of " + data.name if data.const_value is not None and data.name else "all that it indexes"
-        )
+        name = name_of_table(data)
         for form in self._forms[indices]:
             columns = [form.column] if form.column is not None else range(count)
             ends = [self._sizes(data, batch + column) for column in columns]
