@@ -135,6 +135,18 @@ def test_rows_with_the_largest_numbers_are_drawn_behind_a_remainder_or_another_t
     assert wanted in random_inputs([TensorSpec.parse("ids=BxL:int64")], {"B": 1, "L": 16}, domains=found)["ids"]
 
 
+def test_the_largest_rows_of_several_tables_meet_in_one_place(tmp_path: Path) -> None:
+    """Each row fits in fp16, and their sum does not."""
+    tables = {"words": torch.randn(1000, 4), "kinds": torch.randn(2, 4), "places": torch.randn(16, 4)}
+    for name, row in (("words", 700), ("kinds", 1), ("places", 9)):
+        tables[name][row] = 3e4
+    specs = ["words=BxL:int64", "kinds=BxL:int64", "places=BxL:int64"]
+    found = domains(lambda m, w, k, p: m.words[w] + m.kinds[k] + m.places[p], specs, tmp_path, tables)
+    for seed in range(3):
+        feeds = random_inputs([TensorSpec.parse(s) for s in specs], {"B": 1, "L": 4}, seed=seed, domains=found)
+        assert (700, 1, 9) in zip(*(a.reshape(-1).tolist() for a in feeds.values()), strict=True)
+
+
 def test_of_two_tables_for_one_input_the_smaller_one_counts(tmp_path: Path) -> None:
     tables = {"a": torch.randn(10, 4), "b": torch.randn(30, 4)}
     found = domains(lambda m, i: F.embedding(i, m.a) + F.embedding(i, m.b), ["ids=BxL:int64"], tmp_path, tables)
@@ -321,7 +333,7 @@ def test_drawn_ids_never_leave_the_table(rows: int, steps: list[str], number: in
 
     specs = [TensorSpec.parse("ids=BxL:int64")]
     module = Function(lambda m, ids: F.embedding(form(ids), m.table), table=torch.randn(rows, 2))
-    every = torch.arange(-2000, 2000)
+    every = torch.arange(-40_000, 40_000)  # 60 rows behind four divisions by 5
     valid = every[(form(every) >= 0) & (form(every) < rows)]
     if not len(valid):
         return
