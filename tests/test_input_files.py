@@ -254,7 +254,6 @@ def test_arrays_in_every_form() -> None:
     same(arrays(ROWS["ids"], inputs=(IDS,)), {"ids": ROWS["ids"]})
     same(arrays([ROWS["ids"][:1], ROWS["ids"][1:]], inputs=(IDS,)), {"ids": ROWS["ids"]})
     assert source_of(None) is None
-    assert source_of([]) is None
 
 
 def test_an_iterator_may_be_without_end_and_fill_one_array_again() -> None:
@@ -277,13 +276,30 @@ def test_paths_are_files_in_python_too(tmp_path: Path) -> None:
         same(source.read(TWO, ranges=RANGES))
 
 
-@pytest.mark.parametrize("given", [5, {"ids": "text"}, [], iter([]), [[1, 2]], {"ids": np.array([None])}])
-def test_what_is_no_arrays_is_refused(given: Any) -> None:
-    if isinstance(given, list) and not given:
-        assert source_of(given) is None
-        return
+NO_ARRAYS = {
+    "a number": 5,
+    "bytes": b"ids.npz",
+    "a list in a dict": {"ids": [[1, 2]]},
+    "objects": {"ids": np.array([None])},
+    "an empty list": [],
+    "an empty tuple": (),
+    "an empty iterator": iter([]),
+    "an empty path": "",
+    "bfloat16": torch.zeros(1, 4, dtype=torch.bfloat16),
+    "a sparse tensor": {"ids": torch.eye(4).to_sparse()},
+    "a tensor without data": {"ids": torch.zeros(1, 4, device="meta")},
+}
+
+
+@pytest.mark.parametrize("what", NO_ARRAYS)
+def test_what_is_no_arrays_is_refused(what: str) -> None:
     with pytest.raises(InputError):
-        arrays(given, inputs=(IDS,))
+        source_of(NO_ARRAYS[what])
+
+
+def test_a_tensor_with_the_lazy_negative_bit_is_taken_with_its_sign() -> None:
+    tensor = torch._neg_view(-torch.ones(2, 4, dtype=torch.int64))
+    assert arrays({"ids": tensor}, inputs=(IDS,)).groups[0]["ids"].min() == 1
 
 
 def test_equal_arrays_have_equal_digests() -> None:

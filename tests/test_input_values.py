@@ -32,7 +32,7 @@ def test_whole_numbers_are_inside_and_hold_the_special_ones(
     assert found.dtype == np.int64
     assert low <= found.min()
     assert found.max() <= low + more
-    wanted = list(dict.fromkeys([low, low + more, *special]))
+    wanted = list(dict.fromkeys([*special, low, low + more]))
     assert set(wanted[: found.size]) <= set(found.ravel().tolist())
     if found.size > more:
         assert set(found.ravel().tolist()) == set(range(low, low + more + 1))
@@ -91,7 +91,7 @@ def test_a_range_takes_the_place_of_what_the_graph_tells() -> None:
     table = whole(0, 99, values=(0.0, 99.0, 50.0), strict=True)
     given = parse_input_ranges(["ids=10:60", "x=-1e3:2.5"])
     found = with_input_ranges({"ids": table}, INPUTS, given)
-    assert (found["ids"].low, found["ids"].high, found["ids"].values) == (10, 60, (10, 60, 50))
+    assert (found["ids"].low, found["ids"].high, found["ids"].values) == (10, 60, (50, 10, 60))
     assert (found["x"].low, found["x"].high) == (-1000, 2.5)
     assert [one.invented for one in tried_inputs(INPUTS, found)] == [False, False, True]
 

@@ -70,15 +70,15 @@ def source_of(given: Any) -> SampleSource | None:
     """Return the source of what a caller gave for `inputs`: paths are files, all else arrays; None for None.
 
     Raises:
-        InputError: It is neither.
+        InputError: It is neither, or it is empty: a list of files that came out empty is no wish for invented inputs.
     """
-    if given is None or (isinstance(given, list | tuple) and not given):
+    if given is None:
         return None
     if isinstance(given, FileSource | ArraySource):
         return given
     if isinstance(given, str | Path):
         return FileSource([given])
-    if isinstance(given, list | tuple) and all(isinstance(one, str | Path) for one in given):
+    if isinstance(given, list | tuple) and given and all(isinstance(one, str | Path) for one in given):
         return FileSource(given)
     return ArraySource(given)
 
@@ -92,6 +92,12 @@ class FileSource:
     """
 
     def __init__(self, paths: Sequence[str | Path]) -> None:
+        if not all(map(str, paths)):
+            raise InputError(
+                "--inputs is empty",
+                why="an empty path is no file or folder",
+                do="give one, or . for the current folder",
+            )
         self.paths = tuple(Path(path) for path in paths)
         self.origin = ", ".join(path.name or str(path) for path in self.paths)
 

@@ -114,7 +114,7 @@ def with_input_ranges(
             low=low,
             high=high,
             origin=f"{low:g}..{high:g}, given by {OPTION}",
-            values=tuple(dict.fromkeys([low, high, *special])),
+            values=tuple(dict.fromkeys([*special, low, high])),
             invented=False,
             strict=before.strict,
         )

@@ -73,12 +73,12 @@ class ArraySource:
             Tensors of PyTorch are taken as arrays.
 
     Raises:
-        InputError: `given` is nothing of these.
+        InputError: `given` is none of these, is empty, or holds what numpy cannot take.
     """
 
     def __init__(self, given: Any) -> None:
-        one = isinstance(given, Mapping | tuple) or _is_array(given)
-        if not one and not isinstance(given, Iterable):
+        one = isinstance(given, Mapping) or (isinstance(given, tuple) and given) or _is_array(given)
+        if isinstance(given, bytes | str) or (not one and not isinstance(given, Iterable)):
             raise _no_inputs(given)
         self._items: list[dict[str, Array] | tuple[Array, ...]] = []
         left = MAX_BYTES
@@ -122,7 +122,7 @@ class ArraySource:
             if isinstance(item, tuple):
                 if len(item) != len(inputs):
                     raise InputError(
-                        f"the model takes {len(inputs)} inputs, and {len(item)} arrays were given without names",
+                        f"the model takes {len(inputs)} inputs, and arrays without names were given for {len(item)}",
                         why=f"the inputs are {', '.join(map(str, inputs))}",
                         do="give a dict: the name of each input and its array",
                     )
@@ -326,8 +326,15 @@ def _is_array(value: Any) -> bool:
 
 
 def _as_array(value: Any, name: str) -> Array:
-    tensor = value.detach().cpu() if hasattr(value, "detach") else value
-    array = np.array(tensor) if _is_array(tensor) else None
+    try:
+        tensor = value.detach().cpu().resolve_conj().resolve_neg() if hasattr(value, "detach") else value
+        array = np.array(tensor) if _is_array(tensor) else None
+    except (TypeError, RuntimeError) as error:  # bfloat16, sparse tensors, tensors without data
+        raise InputError(
+            f"{name} cannot be taken as a numpy array",
+            why=str(error).splitlines()[0] if str(error) else type(error).__name__,
+            do="give a dense array of a dtype that numpy has, such as tensor.float()",
+        ) from error
     if array is None or array.dtype.kind not in "biuf":
         raise InputError(
             f"{name} is no array of numbers",
@@ -339,7 +346,7 @@ def _as_array(value: Any, name: str) -> Array:
 
 def _no_inputs(given: Any) -> InputError:
     return InputError(
-        f"a {type(given).__name__} is no inputs",
-        why="they are paths of files, a dict of arrays, an array, or a list or an iterator of these",
+        f"inputs of type {type(given).__name__} cannot be used",
+        why="inputs are paths of files, a dict of arrays, an array, or a list or an iterator of these",
         do="give, for example, {'ids': array}",
     )

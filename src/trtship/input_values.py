@@ -36,8 +36,10 @@ class InputDomain(Record, frozen=True):
     3. `mask`: ones (`high`) up to a length that differs from row to row, then zeros (`low`), along the last axis. The
        first row is ones alone, the second has a single one.
 
-    `values` come first in each draw: the edges, the rows of a table with the largest numbers. Where `size` is the
-    letter of a dynamic size, the upper end is that size plus `offset`, and `high` is its value at the least size.
+    `values` come first in each draw, and after them `low` and `high`. The rows of a table with the largest numbers lead
+    the values, so that the largest rows of several tables meet in one place, where their sum is largest. Where `size`
+    is the letter of a dynamic size, the upper end is that size plus `offset`, and `high` is its value at the least
+    size.
     `parts` have ranges of their own; `low` to `high` is then what is right at every place. `strict` says that the model
     fails on other values: they lie outside of a table that it indexes.
     `origin` says where the domain is from, for people. `invented` is False where the user gave the range.
@@ -119,7 +121,7 @@ def _draw(
     if domain.kind == "mask":
         return _mask(shape, low, high, rng).astype(spec.dtype)
     if not is_floating(spec.dtype):
-        drawn = _whole_numbers(int(low), int(high), shape, rng, first=(low, high, *domain.values))
+        drawn = _whole_numbers(int(low), int(high), shape, rng, first=(*domain.values, low, high))
         for part in domain.parts:
             place = drawn[(slice(None),) * part.axis + (slice(part.start, part.stop),)]
             place[...] = _whole_numbers(int(part.low), int(part.high), place.shape, rng, first=part.values)

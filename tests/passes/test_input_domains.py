@@ -117,6 +117,36 @@ def test_the_rows_with_the_largest_numbers_are_drawn_whatever_the_seed(tmp_path:
         assert 699 in random_inputs(specs, {"B": 1, "L": 16}, seed=seed, domains=found)["ids"]
 
 
+@pytest.mark.parametrize(
+    ("index", "wanted"),
+    [
+        (lambda m, i: i % 1000, 700),
+        (lambda m, i: (i * 7 + 3) % 1000, 671),
+        (lambda m, i: (i.int() % 1000).reshape(-1), 700),
+        (lambda m, i: torch.arange(1000).flip(0)[i], 299),
+    ],
+)
+def test_rows_with_the_largest_numbers_are_drawn_behind_a_remainder_or_another_table(
+    index: Callable[..., Any], wanted: int, tmp_path: Path
+) -> None:
+    table = torch.randn(1000, 4)
+    table[700] *= 1e5
+    found = domains(lambda m, i: F.embedding(index(m, i), m.table), ["ids=BxL:int64"], tmp_path, {"table": table})
+    assert wanted in random_inputs([TensorSpec.parse("ids=BxL:int64")], {"B": 1, "L": 16}, domains=found)["ids"]
+
+
+def test_the_largest_rows_of_several_tables_meet_in_one_place(tmp_path: Path) -> None:
+    """Each row fits in fp16, and their sum does not."""
+    tables = {"words": torch.randn(1000, 4), "kinds": torch.randn(2, 4), "places": torch.randn(16, 4)}
+    for name, row in (("words", 700), ("kinds", 1), ("places", 9)):
+        tables[name][row] = 3e4
+    specs = ["words=BxL:int64", "kinds=BxL:int64", "places=BxL:int64"]
+    found = domains(lambda m, w, k, p: m.words[w] + m.kinds[k] + m.places[p], specs, tmp_path, tables)
+    for seed in range(3):
+        feeds = random_inputs([TensorSpec.parse(s) for s in specs], {"B": 1, "L": 4}, seed=seed, domains=found)
+        assert (700, 1, 9) in zip(*(a.reshape(-1).tolist() for a in feeds.values()), strict=True)
+
+
 def test_of_two_tables_for_one_input_the_smaller_one_counts(tmp_path: Path) -> None:
     tables = {"a": torch.randn(10, 4), "b": torch.randn(30, 4)}
     found = domains(lambda m, i: F.embedding(i, m.a) + F.embedding(i, m.b), ["ids=BxL:int64"], tmp_path, tables)
@@ -303,7 +333,7 @@ def test_drawn_ids_never_leave_the_table(rows: int, steps: list[str], number: in
 
     specs = [TensorSpec.parse("ids=BxL:int64")]
     module = Function(lambda m, ids: F.embedding(form(ids), m.table), table=torch.randn(rows, 2))
-    every = torch.arange(-2000, 2000)
+    every = torch.arange(-40_000, 40_000)  # 60 rows behind four divisions by 5
     valid = every[(form(every) >= 0) & (form(every) < rows)]
     if not len(valid):
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 
 import onnx
 import pytest
@@ -32,7 +33,7 @@ ACTIVATIONS = {
 """Take floats of a type that their result does not have, and work on them."""
 
 
-def inputs() -> Iterator[tuple[str, int, set[str], bool]]:
+def read_inputs() -> Iterator[tuple[str, int, set[str], bool]]:
     """Operator, slot, the types that it takes in any of the opsets, and whether the result has the same type."""
     found: dict[tuple[str, int], tuple[set[str], bool]] = {}
     names = {schema.name for schema in onnx.defs.get_all_schemas() if schema.domain == ""}
@@ -52,6 +53,12 @@ def inputs() -> Iterator[tuple[str, int, set[str], bool]]:
                 found[name, slot] = before | allowed, was_tied and tied
     for (name, slot), (allowed, tied) in found.items():
         yield name, slot, allowed, tied
+
+
+@cache
+def inputs() -> tuple[tuple[str, int, set[str], bool], ...]:
+    """Return what `read_inputs` yields; reading all schemas takes a second."""
+    return tuple(read_inputs())
 
 
 def test_every_input_that_takes_no_floats_is_in_a_table_or_is_data_of_another_kind() -> None:

@@ -63,8 +63,7 @@ def worst_error(typed: Path, precision: Precision, reference: Reference, folder:
     return float((np.linalg.norm(found - expected, axis=1) / np.linalg.norm(expected, axis=1)).max())
 
 
-@pytest.mark.parametrize("precision", [FP32, FP16, BF16])
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize(("name", "precision"), zip(SMALL, [BF16, FP16, FP32], strict=True))
 def test_real_models_are_within_their_bound_and_use_a_good_part_of_it(
     name: str, precision: Precision, exported: Callable[[str], Path], tmp_path: Path
 ) -> None:

@@ -367,3 +367,26 @@ def test_the_bound_at_a_size_is_that_of_the_noise_measured_there(tmp_path: Path)
         spoilt = compare(Spoilt(), reference, subject="plan", batches=(1, 2, 4), bound=bound, ranges=LENGTHS)
     assert spoilt.state == "failed"
     assert "L=4095" in spoilt.reason or "L=4096" in spoilt.reason
+
+
+GRAM = """(float[B, L, 8] x) => (float[B, 4] y) {
+    t = Transpose<perm = [0, 2, 1]>(x)
+    s = MatMul(t, x)
+    axes = Constant<value_ints = [1]>()
+    a = ReduceMean<keepdims = 0>(s, axes)
+    y = MatMul(a, w)
+}"""
+
+
+def test_a_sum_over_more_terms_has_more_roundings_and_the_bound_of_fp32_counts_them(tmp_path: Path) -> None:
+    """On constant rows each of 65,536 additions rounds the same way, which the bound for 1,024 of them forbids."""
+    w = np.random.default_rng(3).random((8, 4)).astype(np.float32)
+    graph = written(tmp_path / "a.onnx", GRAM, w=w)
+    lengths = {"B": ShapeRange(min=1, opt=1, max=1), "L": ShapeRange(min=4, opt=16, max=65536)}
+    with OnnxRuntimeSession(graph) as session:
+        reference = make_reference(session, sizes={"L": 16}, ranges=lengths)
+    counted = rounding_bound(load_graph(graph), Precision.FP32)
+    bound = derive_bounds(graph, Precision.FP32, reference, counted=counted, path=counted.bound / QUANTILE)["plan"]
+    assert bound.value == pytest.approx(2 * counted.bound)
+    assert bound.at({"B": 1, "L": 65536}).value == pytest.approx(8 * bound.value, rel=0.05)
+    assert bound.at({"B": 1, "L": 5}).value == bound.value

@@ -359,6 +359,14 @@ def test_without_preprocessing_the_edges_are_those_of_the_reference_rows() -> No
     assert (made["x"].min(), made["x"].max()) == (x.min(), x.max())
 
 
+def test_an_input_of_one_number_a_row_has_edges() -> None:
+    """A denoiser's steps, or the lengths of texts: [B]."""
+    spec = TensorSpec(name="t", shape=("B",), dtype="int32")
+    names, made = edge_rows([spec], {"t": np.array([0, 500, 999], np.int32)}, preprocess=None)
+    assert made["t"].shape == (len(names),)
+    assert {0, 999} <= set(made["t"].tolist())
+
+
 def test_a_fixed_shape_that_is_no_batch_of_pictures_is_not_taken_apart_by_rows() -> None:
     """[3, 8] may be three rows, or one matrix: nobody said."""
 

@@ -72,7 +72,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
             quantize=arguments.quantize,
             candidates=arguments.candidates,
             time_budget=arguments.time_budget,
-            input_files=arguments.inputs,
+            input_files=arguments.inputs or (),
             input_ranges=arguments.input_range,
         ),
         arguments.output,

@@ -153,7 +153,6 @@ def add_inputs(parser: argparse.ArgumentParser, *, ranges: bool = False, what: s
     group.add_argument(
         "--inputs",
         action="append",
-        default=[],
         metavar="FILE",
         help=what
         or "inputs like those that the model will see, to check and to calibrate on: an .npz or .safetensors file with "

@@ -170,7 +170,7 @@ def _joined(
         low=float(low),
         high=float(high),
         origin=f"{int(low)}..{until}, {text}",
-        values=tuple(dict.fromkeys(float(v) for v in (low, high, *special) if low <= v <= end)),
+        values=tuple(dict.fromkeys(float(v) for v in (*special, low, high) if low <= v <= end)),
         size=size,
         offset=offset,
         strict=any(limit.strict for limit in limits),
@@ -178,5 +178,5 @@ def _joined(
 
 
 def _uniform(low: int, high: int, origin: str, special: Sequence[float] = ()) -> InputDomain:
-    values = dict.fromkeys([float(low), float(high), *(v for v in special if low <= v <= high)])
+    values = dict.fromkeys([*(v for v in special if low <= v <= high), float(low), float(high)])
     return InputDomain(kind="uniform", low=float(low), high=float(high), origin=origin, values=tuple(values))

@@ -19,6 +19,7 @@ from trtship.passes.input_forms import (
     Place,
     divided,
     down,
+    name_of_table,
     special_rows,
     towards_zero,
 )
@@ -61,6 +62,7 @@ class _Flow:
         self._specs = {spec.name: spec for spec in inputs}
         self._found = {spec.name: Findings() for spec in inputs}
         self._forms: dict[onnx_ir.Value, tuple[Form, ...]] = {}
+        self._listed: dict[onnx_ir.Value, tuple[str, Any, Any]] = {}
 
     def run(self) -> dict[str, Findings]:
         for value in self._model.graph.inputs:
@@ -79,6 +81,7 @@ class _Flow:
                     self._walk(attribute.as_graph())
             if any(value in self._forms for value in node.inputs if value is not None):
                 self._visit(node)
+            self._list(node)
 
     def _visit(self, node: onnx_ir.Node) -> None:
         self._read(node)
@@ -86,6 +89,38 @@ class _Flow:
         if made:
             for output in node.outputs:
                 self._forms[output] = made
+
+    def _list(self, node: onnx_ir.Node) -> None:
+        """Note which id gives which number behind a remainder, `ids % 50`, and behind a table of integers, and draw the
+        ids that select the special rows of a table there.
+
+        Neither is a linear form. Any id has a remainder, so the table limits nothing.
+        """
+        first = node.inputs[0] if node.inputs else None
+        if node.op_type == "Mod":
+            divisor = self._number(node.inputs[1])
+            for form in self._single(first):
+                if divisor and divisor >= 1 and form.exact is not None and 2 * divisor <= MAX_COVERED:
+                    ids = np.arange(2 * int(divisor))
+                    self._listed[node.outputs[0]] = self._name(form), ids, np.mod(form.exact(ids * 1.0), divisor)
+        elif first in self._listed and node.op_type in (*MOVES, "Cast"):
+            self._listed.update(dict.fromkeys(node.outputs, self._listed[first]))
+        elif node.op_type in ("Gather", "GatherElements") and first is not None:
+            if node.inputs[1] in self._listed:
+                name, ids, numbers = self._listed[node.inputs[1]]
+                for row in special_rows(first, node.attributes.get_int("axis", 0)):
+                    self._found[name].values += [float(one) for one in ids[numbers == row][:1]]
+            table = self._least.data(first) if node.inputs[1] in self._forms else None
+            if table is not None and table.ndim == 1 and table.dtype.kind in "iu":
+                for form in self._single(node.inputs[1]):
+                    low, high, rows = self._within(form, form.terms[0][1], 0, len(table))
+                    if rows is not None:
+                        ids = np.arange(int(low), int(high) + 1)
+                        self._listed[node.outputs[0]] = self._name(form), ids, table[rows.astype(np.int64)]
+
+    @staticmethod
+    def _name(form: Form) -> str:
+        return form.terms[0][0][0]
 
     # what an operator tells of its inputs
 
@@ -121,17 +156,18 @@ class _Flow:
         elif kind == "Clip" or kind in ("Min", "Max"):
             self._clipped(node)
         elif kind == "Mod":
-            divisor = self._number(inputs[1])
+            divisor = self._number(inputs[1]) or 0.0
             if divisor:
                 self._softly(inputs[0], 0.0, 2.0 * divisor - 1)
+            for form in self._single(inputs[0]):
+                if form.terms[0][1].is_integer() and divisor > 1:  # (7 * ids + 3) % 50: ids to 99 have every remainder
+                    self._found[self._name(form)].soft = 0.0, 2.0 * int(divisor) - 1
 
     def _indexes(self, indices: onnx_ir.Value | None, data: onnx_ir.Value | None, axis: int) -> None:
         if indices not in self._forms or data is None:
             return
         rows = special_rows(data, axis) if any(True for _ in self._single(indices)) else ()
-        name = (
-            "the whole table of " + data.name if data.const_value is not None and data.name else "all that it indexes"
-        )
+        name = name_of_table(data)
         self._end(indices, *self._sizes(data, axis), name, rows)
 
     def _indexes_many(self, indices: onnx_ir.Value | None, data: onnx_ir.Value | None, batch: int) -> None:
@@ -140,9 +176,7 @@ class _Flow:
             return
         last = self._least.shape(indices)
         count = last[-1] if last else 1
-        name = (
-            "the whole table of " + data.name if data.const_value is not None and data.name else "all that it indexes"
-        )
+        name = name_of_table(data)
         for form in self._forms[indices]:
             columns = [form.column] if form.column is not None else range(count)
             ends = [self._sizes(data, batch + column) for column in columns]

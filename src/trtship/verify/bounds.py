@@ -35,9 +35,11 @@ import msgspec
 import numpy as np
 
 from trtship.graphs.rounding import CEILING as CEILING
-from trtship.graphs.rounding import LAMBDA, QUANTILE, RoundingBound
+from trtship.graphs.rounding import LAMBDA, QUANTILE, RoundingBound, rounding_bound
 from trtship.graphs.small_rows import floors, row_sizes, worst_of
+from trtship.graphs.storage import load_graph
 from trtship.measure import measure
+from trtship.passes.known import Known
 from trtship.spec import Precision
 from trtship.verify.noise import Noise, measured_noise
 from trtship.verify.reference import Reference
@@ -74,19 +76,50 @@ def derive_bounds(
         full_noise = measured_noise(graph or typed, Precision.FP32, reference, rows=has_small, untied=True)
         noise = _together(noise, full_noise)
     main, *others = reference.cases
-    each = list(zip(others, noise.others, full_noise.others, strict=True))
-    same = [low for case, low, _ in each if case.sizes == main.sizes]
+    full_graph = graph if graph is not None or precision.graph_dtype != "float32" else typed
+    counts = _counted_at(full_graph, reference, counted)
+    each = list(zip(others, noise.others, full_noise.others, counts[1:], strict=True))
+    same = [low for case, low, _, _ in each if case.sizes == main.sizes]
     rows = (*noise.rows, *(deviation for one in same for deviation in one.rows))
     usual = msgspec.structs.replace(noise, rows=rows, small=worst_of([noise.small, *(one.small for one in same)]))
-    found = _bounds(usual, full_noise, precision, main, counted, path)
+    found = _bounds(usual, full_noise, precision, main, counts[0], path)
     at: dict[str, dict[str, Bound]] = {subject: {} for subject in found}
-    for case, low, full in each:
+    for case, low, full, count in each:
         if case.sizes == main.sizes:
             continue
         source = f"as at the usual sizes, of the noise measured at these: {low.worst:.3g}"
-        for subject, bound in _bounds(low, full, precision, case, counted, path).items():
+        for subject, bound in _bounds(low, full, precision, case, count, path).items():
             at[subject][size_key(case.sizes)] = msgspec.structs.replace(bound, source=source)
     return {subject: msgspec.structs.replace(bound, sizes=at[subject]) for subject, bound in found.items()}
+
+
+def _counted_at(graph: Path | None, reference: Reference, counted: RoundingBound) -> list[RoundingBound]:
+    """Return the count of roundings at each set of sizes of `reference.cases`, and at least `counted`.
+
+    `counted` takes `UNKNOWN_SIZE` terms for a sum over dynamic sizes. A sum over all pixels of a large picture has
+    more. Without `graph`, the fp32 one, `counted` stands for all.
+    """
+    cases = [case.sizes for case in reference.cases]
+    if graph is None or not any(cases):
+        return [counted] * len(cases)
+    largest = {letter: max(sizes[letter] for sizes in cases) for letter in cases[0]}
+    if _counted(graph, largest, reference.batch).bound <= counted.bound:
+        return [counted] * len(cases)
+    found = [_counted(graph, sizes, reference.batch) for sizes in cases]
+    return [one if one.bound > counted.bound else counted for one in found]
+
+
+def _counted(graph: Path, sizes: Mapping[str, int], batch: str | None) -> RoundingBound:
+    """Return the count of fp32 roundings for one row at these sizes."""
+    import onnx_ir as ir
+
+    model = load_graph(graph)
+    known = Known(model, {**sizes, batch: 1} if batch is not None else sizes)
+    for value in [*model.graph.inputs, *(output for node in model.graph for output in node.outputs)]:
+        shape = known.shape(value)
+        if shape is not None:
+            value.shape = ir.Shape(shape)
+    return rounding_bound(model, Precision.FP32)
 
 
 def _bounds(

@@ -122,7 +122,7 @@ def edge_rows(
             hot[:, shape[1] // 2, shape[2] // 2] = True
         else:
             hot.reshape(-1)[hot.size // 2 : hot.size // 2 + 1] = True
-        stripes = np.broadcast_to(np.arange(shape[-1] if shape else 1) % 2 == 1, shape)
+        stripes = np.broadcast_to(np.arange(shape[-1]) % 2 == 1 if shape else False, shape)
         made = {
             "min": np.broadcast_to(low, shape),
             "max": np.broadcast_to(high, shape),

@@ -18,7 +18,7 @@ from trtship.verify import Bound
 from trtship.verify.bounds import derive_bounds
 
 BOUNDS = "bounds.json"
-HOLDS = "positions in fp32, floors of small rows, einsum in small letters"
+HOLDS = "positions in fp32, floors of small rows, einsum in small letters, roundings counted at each size"
 """What this version of trtship makes here that an earlier one did not, so that an entry of its cache is not taken."""
 
 

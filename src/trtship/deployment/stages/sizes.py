@@ -11,8 +11,12 @@ from trtship.spec import DEFAULT_BATCH, ShapeRange, TensorSpec, batch_letter
 
 
 def ranges_of(options: DeployOptions, inputs: tuple[TensorSpec, ...]) -> dict[str, ShapeRange]:
-    """A range for every letter. Raises SpecError for one missing, for --batch on a fixed batch, and for a batch in
-    --profiles that the plan does not take."""
+    """Return a range for every letter.
+
+    Raises:
+        SpecError: A range is missing, `--batch` does not fit a fixed batch, an input has no batch beside one that has
+            it, or `--profiles` has a batch that the plan does not take.
+    """
     letter, batch = batch_letter(inputs), options.batch
     if letter is None and batch is not None and tuple(map(str, inputs[0].shape[:1])) != (str(batch),):
         raise SpecError(
@@ -22,6 +26,7 @@ def ranges_of(options: DeployOptions, inputs: tuple[TensorSpec, ...]) -> dict[st
         )
     if letter in options.sizes:
         raise SpecError(f"--size {letter}: that is the batch", why=f"as in {inputs[0]}", do="use --batch for it")
+    _check_rows(inputs, letter)
     given = {**options.sizes, **({letter: batch or DEFAULT_BATCH} if letter else {})}
     wanted = {name for spec in inputs for name in spec.letters}
     for name in sorted(given.keys() - wanted):
@@ -39,6 +44,17 @@ def ranges_of(options: DeployOptions, inputs: tuple[TensorSpec, ...]) -> dict[st
     found = {name: given[name] for name in sorted(wanted)}
     profiles_of(inputs, found, single=options.profiles or ())
     return found
+
+
+def _check_rows(inputs: tuple[TensorSpec, ...], letter: str | None) -> None:
+    """Raise SpecError for an input without the batch beside one that has it: the checks go row by row."""
+    for spec in inputs:
+        if letter is not None and (not spec.shape or spec.shape[0] != letter):
+            raise SpecError(
+                f"the input {spec.name} has no batch",
+                why=f"it is {spec}, and the batch is {letter}, as in {inputs[0]}: models are checked row by row",
+                do=f"make {letter} its first dimension, or give every input a fixed shape with --input",
+            )
 
 
 def profiles_in(
