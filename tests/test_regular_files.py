@@ -11,8 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from trtship.calibrate.feeds import feeds_of_folder
 from trtship.cli.main import main
+from trtship.deployment.options import MAX_LABEL_BYTES, read_labels
+from trtship.errors import InputError, SpecError, TrtshipError
 from trtship.files import NotRegularError, copy_hashed, locked, open_regular, read_bounded, sha256_of
+from trtship.spec import TensorSpec
+from trtship.verify.locate_reproduction import RECORD, read_reproduction
 
 
 def test_a_regular_file_and_a_link_to_one_are_read(tmp_path: Path) -> None:
@@ -73,3 +78,26 @@ def test_a_fifo_as_a_checkpoint_is_the_users_mistake(tmp_path: Path, capsys: pyt
     command = ["deploy", f"{tmp_path}/m.py:f", "--checkpoint", str(tmp_path / "weights.safetensors")]
     assert main([*command, "--input", "x=Bx3", "-o", str(tmp_path / "out")]) == 2
     assert "weights.safetensors" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["a FIFO", "a device", "a file without end"])
+def test_labels_arrays_and_reproductions_are_regular_files_of_a_bounded_size(tmp_path: Path, kind: str) -> None:
+    def put(path: Path) -> Path:
+        path.parent.mkdir(exist_ok=True)
+        if kind == "a FIFO":
+            os.mkfifo(path)
+        elif kind == "a device":
+            path.symlink_to("/dev/zero")
+        else:
+            with path.open("wb") as file:
+                file.truncate(MAX_LABEL_BYTES + 1)
+        return path
+
+    with pytest.raises(SpecError, match="cannot read the labels"):
+        read_labels(put(tmp_path / "labels.txt"))
+    arrays = put(tmp_path / "arrays" / "x.npy").parent
+    with pytest.raises(InputError, match="cannot read the arrays"):
+        feeds_of_folder(arrays, (TensorSpec("x", "float32", ("B", 3)),), preprocess=None)
+    record = put(tmp_path / "found" / RECORD)
+    with pytest.raises(TrtshipError):
+        read_reproduction(record.parent)

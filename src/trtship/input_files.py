@@ -20,7 +20,7 @@ import msgspec
 import numpy as np
 
 from trtship.errors import InputError
-from trtship.files import sha256_of
+from trtship.files import open_regular, sha256_of
 from trtship.input_samples import (
     MAX_BYTES,
     MAX_ROWS,
@@ -265,7 +265,7 @@ def _opened(unit: Path, inputs: Sequence[TensorSpec]) -> Iterator[tuple[str, dic
 
 def _npy(path: Path) -> _Member:
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             dtype, shape, fortran, begins = _header(file, str(path))
             _check_length(dtype, shape, path.stat().st_size - begins, str(path))
         array = (

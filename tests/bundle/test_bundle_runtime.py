@@ -14,6 +14,7 @@ import pytest
 
 import trtship
 from deployed import copy_of
+from trtship import engine
 from trtship.bundle import Bundle, runtime
 from trtship.bundle.bundle import write_manifest
 from trtship.cli.console import Console
@@ -162,7 +163,7 @@ def test_where_nothing_on_the_gpu_works_onnxruntime_runs_and_says_why(
 
     folder = deployed("colours", "fp16")
     stand_in.refused = 1
-    monkeypatch.setattr(runtime, "plan_apart", no_build)
+    monkeypatch.setattr(engine, "plan_apart", no_build)
     with trtship.load(folder) as session:
         assert session.runtime.startswith("onnxruntime")
         assert "could not be rebuilt" in session.runtime
@@ -205,7 +206,7 @@ def nothing_else(deployed: Deployed, monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("another way was tried")
 
     deployed("colours", "fp16")
-    monkeypatch.setattr(runtime, "plan_apart", never)
+    monkeypatch.setattr(engine, "plan_apart", never)
     monkeypatch.setattr(runtime, "OnnxRuntimeSession", never)
 
 
@@ -229,7 +230,7 @@ def test_a_gpu_that_works_no_more_is_told_when_cuda_starts_or_a_plan_is_rebuilt(
 
     stand_in.refused = 1
     with monkeypatch.context() as patched:
-        patched.setattr(runtime, "plan_apart", broken)
+        patched.setattr(engine, "plan_apart", broken)
         with pytest.raises(GpuFaultError), pytest.warns(RuntimeWarning, match="building one"):
             trtship.load(deployed("colours", "fp16"), runtime=chosen)
     monkeypatch.setattr(runtime, "Cuda", broken)

@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 from PIL import Image
 
 import trtship
+from trtship.cli.main import main
 
 MODEL = """
 import torch
@@ -115,6 +117,14 @@ class Workplace:
         assert self.listing() == before
         assert self.left_over() == []
         return message[0]
+
+
+def run_here(*arguments: str | Path, capsys: pytest.CaptureFixture[str]) -> Done:
+    """The command in this process, in its current folder: for what needs no process of its own, which takes seconds."""
+    capsys.readouterr()
+    code = main([os.fspath(one) for one in arguments])
+    said = capsys.readouterr()
+    return Done(code, said.out, said.err)
 
 
 def _content(path: Path) -> str:

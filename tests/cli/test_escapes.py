@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from cli_workplace import QUICK, Workplace
+from cli_workplace import QUICK, Workplace, run_here
 
 from graphs import model_of
 from trtship.cli.console import Console
@@ -167,10 +167,13 @@ def test_live_progress_and_console_by_themselves(capsys: pytest.CaptureFixture[s
     assert "\nerror" not in found.err
 
 
-def test_the_names_of_files_keys_nodes_and_labels_are_shown_escaped(work: Workplace, bundle: Path) -> None:
+def test_the_names_of_files_keys_nodes_and_labels_are_shown_escaped(
+    work: Workplace, bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The command itself, once for each source of strings."""
     from safetensors.numpy import save_file
 
+    monkeypatch.chdir(work.folder)
     evil = "\x1b[2J\x1b]0;t\x07\x9b31m\u202e[red]x"
     (work / f"{evil}.onnx").write_bytes(b"no graph")
     save_file({f"head.{evil}": np.zeros(3, np.float32)}, work / "a.safetensors")
@@ -194,7 +197,7 @@ def test_the_names_of_files_keys_nodes_and_labels_are_shown_escaped(work: Workpl
         (evil,),
     ):
         for more in ((), ("--json", "--debug"))[: 1 if "model.py:small" in command else 2]:
-            done = work.run(*command, *more)
+            done = run_here(*command, *more, capsys=capsys)
             assert clean(done.out), (command, more, done.out)
             assert clean(done.err), (command, more, done.err)
             if more and done.out:

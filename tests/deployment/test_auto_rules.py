@@ -232,8 +232,9 @@ def test_other_candidates_are_refused(text: str) -> None:
         ({"precision": "fp16", "time_budget": "1m"}, "--time-budget does not go with --precision fp16"),
         ({"precision": "auto", "max_rel_l2": 0.01, "candidates": "int8"}, "int8 needs inputs to calibrate on"),
         ({"precision": "auto", "max_rel_l2": 0.01, "io_dtype": "float16"}, "float16 does not go with --precision auto"),
-        ({"precision": "auto", "max_rel_l2": -1.0}, "--max-rel-l2 -1.0 is no bound"),
+        ({"precision": "auto", "max_rel_l2": -1.0}, "--max-rel-l2 -1 is no bound"),
         ({"precision": "auto", "max_rel_l2": float("nan")}, "--max-rel-l2 nan is no bound"),
+        ({"precision": "auto", "max_rel_l2": float("inf")}, "--max-rel-l2 inf is no bound"),
         ({"precision": "auto", "min_cosine": 1.5}, "--min-cosine 1.5 is no bound"),
     ],
 )

@@ -3,6 +3,5 @@
 from trtship.bundle.bundle import Bundle
 from trtship.bundle.load import BundleSession, load
 from trtship.bundle.manifest import SCHEMA, Manifest, SourceInfo
-from trtship.bundle.verify import check_bundle, verify_bundle
 
-__all__ = ["SCHEMA", "Bundle", "BundleSession", "Manifest", "SourceInfo", "check_bundle", "load", "verify_bundle"]
+__all__ = ["SCHEMA", "Bundle", "BundleSession", "Manifest", "SourceInfo", "load"]

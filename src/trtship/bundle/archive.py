@@ -108,10 +108,8 @@ def unpack_bundle(
     a hash is wrong; OutputError where the folder exists (`force` replaces a bundle) or cannot be written.
     """
     archive = named_path(archive, "the archive")
-    folder = (
-        named_path(target, "the folder") if target is not None else archive.with_name(archive.name.removesuffix(SUFFIX))
-    )
-    _check_place(folder, archive, force=force)
+    folder = None if target is None else named_path(target, "the folder")
+    folder = _check_place(folder, archive, force=force)
     with _reading(archive), open_regular(archive) as file:
         check_directory(file, archive)
         with zipfile.ZipFile(file) as packed:
@@ -175,10 +173,17 @@ def is_packed_bundle(path: Path) -> bool:
         return False
 
 
-def _check_place(folder: Path, archive: Path, *, force: bool) -> None:
+def _check_place(folder: Path | None, archive: Path, *, force: bool) -> Path:
+    """Return where to unpack to: `folder`, or by default the archive's path without `.zip`.
+
+    Raises BundleError for what is no file, OutputError for a place that cannot be written.
+    """
     if not archive.is_file():
         why = "it is a folder" if archive.is_dir() else "there is no such file"
         raise BundleError(f"{archive} is no packed bundle", why=why, do="trtship pack BUNDLE makes one")
+    if folder is None:
+        # a file that is named `.zip` alone is its own default, which is refused below
+        folder = archive.with_name(archive.name.removesuffix(SUFFIX) or archive.name)
     if folder.absolute() == archive.absolute():
         raise OutputError(
             f"{archive} has no other name to unpack to", why=f"it does not end in {SUFFIX}", do="name a folder with -o"
@@ -190,6 +195,7 @@ def _check_place(folder: Path, archive: Path, *, force: bool) -> None:
     if os.path.lexists(folder):
         replaceable_bundle(folder)
     check_writable(folder)
+    return folder
 
 
 @contextmanager

@@ -14,7 +14,6 @@ import msgspec
 from trtship.bundle.bundle import Bundle
 from trtship.bundle.graph_files import graph_source, private_graphs
 from trtship.cache import Cache
-from trtship.engine import plan_apart, sturdy_plan
 from trtship.errors import DeviceError, GpuFaultError, GpuMemoryError, MachineError
 from trtship.family import Family, check_family, choose_family, installed_families
 from trtship.gpu import Gpu, list_gpus
@@ -248,6 +247,8 @@ def _rebuilt(bundle: Bundle, family: Family, gpu: Gpu, why: str, progress: Progr
     }
 
     def make(folder: Path) -> None:
+        from trtship.engine import plan_apart, sturdy_plan  # with all rewrites of graphs, which loading does not need
+
         _tell(
             progress,
             f"the plan in {bundle.folder} does not fit this machine: {why}; building one from {m.precision_graph} with "

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from trtship.errors import ImageError, InputError
-from trtship.files import sha256_of
+from trtship.files import open_regular, sha256_of
 from trtship.input_samples import Samples, rows_of
 from trtship.pictures import is_picture_name
 from trtship.preprocess import Preprocess, preprocess_images
@@ -172,6 +172,12 @@ def _read_arrays(root: Path, inputs: Sequence[TensorSpec]) -> dict[str, Array]:
             do="save them with numpy, [rows, ...] each",
         )
     try:
-        return {name: np.load(by_name[name], mmap_mode="r", allow_pickle=False) for name in names}
+        return {name: _mapped(by_name[name]) for name in names}
     except (OSError, ValueError, EOFError) as error:
         raise InputError(f"cannot read the arrays in {root}", why=str(error), do="save them with numpy.save") from error
+
+
+def _mapped(path: Path) -> Array:
+    """The array in a `.npy` file, read when it is used. Raises OSError, also for what is no regular file."""
+    with open_regular(path):
+        return np.load(path, mmap_mode="r", allow_pickle=False)

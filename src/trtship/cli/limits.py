@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import resource
-import subprocess
 import sys
 
 from trtship.errors import MachineError
@@ -45,6 +44,8 @@ def check_limits() -> None:
 
 def _cannot_start() -> str:
     """Why numpy cannot be imported in a process with our limits, with some room to work; empty where it can."""
+    import subprocess
+
     command = [sys.executable, "-P", "-c", f"room = bytearray({ROOM}); import numpy, msgspec"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=60, check=False)

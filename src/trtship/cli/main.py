@@ -24,7 +24,6 @@ from trtship.cli.console import Console
 from trtship.cli.limits import RAISE, check_limits, exhausted
 from trtship.cli.streams import restore_streams, show_streams
 from trtship.errors import DependencyError, MachineError, TrtshipError, UserError
-from trtship.files import NotRegularError
 from trtship.needs import keep_quiet, remedy
 
 MAKE_AND_USE = ("deploy", "run", "inspect", "verify", "report", "debug", "bench", "pack", "unpack", "sign")
@@ -131,7 +130,7 @@ def _main(argv: list[str]) -> int:
 
 def _check_values(verb: argparse.ArgumentParser, found: argparse.Namespace) -> None:
     """Raises UserError for what no option means: an empty text (a path that came out empty in a script would be the
-    current folder), and a number beyond what the libraries take."""
+    current folder), an output whose name is not UTF-8, and a number beyond what the libraries take."""
     for action in verb._actions:
         given = getattr(found, action.dest, None)
         name = "/".join(action.option_strings) or str(action.metavar or action.dest)
@@ -140,12 +139,23 @@ def _check_values(verb: argparse.ArgumentParser, found: argparse.Namespace) -> N
                 raise UserError(
                     f"{verb.prog}: {name} is empty", why="it was given as an empty text", do="name one, or leave it out"
                 )
+            if action.dest == "output" and isinstance(value, str) and not _is_utf8(value):
+                raise UserError(
+                    f"{verb.prog}: {name} {value!r} is not UTF-8",
+                    why="ONNX, TensorRT and JSON take names in UTF-8 alone",
+                    do="choose another name",
+                )
             if isinstance(value, int) and abs(value) >= 2**63:
                 raise UserError(
                     f"{verb.prog}: {name} is too large",
                     why="it takes whole numbers of 64 bits",
                     do="name a smaller one",
                 )
+
+
+def _is_utf8(text: str) -> bool:
+    """Whether an argument of the command was UTF-8: Python keeps other bytes as halves of pairs."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
@@ -171,6 +181,12 @@ def _report(error: BaseException, console: Console, *, debug: bool) -> int:
     return explained.exit_code
 
 
+def _is_not_regular(error: OSError) -> bool:
+    from trtship.files import NotRegularError
+
+    return isinstance(error, NotRegularError)
+
+
 def _explain(error: BaseException) -> TrtshipError:
     """The error as the user should read it."""
     if isinstance(error, KeyboardInterrupt) or stop.stops:
@@ -178,7 +194,7 @@ def _explain(error: BaseException) -> TrtshipError:
         return stop.cancelled()
     if isinstance(error, TrtshipError):
         return error
-    if isinstance(error, NotRegularError):
+    if isinstance(error, OSError) and _is_not_regular(error):
         return UserError(f"cannot read {error.filename}", why=error.strerror or str(error), do="name a regular file")
     if isinstance(error, OSError) and error.errno in LIMITS:
         return MachineError("this machine gave no more of what was asked for", why=str(error), do=RAISE)

@@ -19,7 +19,7 @@ from trtship.engine.profiles import parse_profiles
 from trtship.errors import OutputError, SpecError
 from trtship.export.onnx import check_opset
 from trtship.export.source import parse_exporter
-from trtship.files import sha256_of
+from trtship.files import open_regular, read_bounded, sha256_of
 from trtship.gpu import list_gpus
 from trtship.input_files import FileSource, SampleSource
 from trtship.input_ranges import parse_input_ranges
@@ -29,6 +29,8 @@ from trtship.pictures import list_image_folder
 from trtship.sources import SourceOptions
 from trtship.spec import Precision, Record, ShapeRange, parse_sizes
 
+MAX_LABEL_BYTES = 16 * 2**20
+"""Of a file of labels; ImageNet's 21,841 classes take 0.5 MB."""
 PACKAGES = ("torch", "onnx", "onnxscript", "onnx-ir", "onnxsim", "onnxruntime", "numpy", "pillow")
 
 
@@ -168,9 +170,17 @@ class DeployOptions(Record, frozen=True):
 
 
 def read_labels(path: Path) -> tuple[str, ...]:
-    """A text file, one label a line. Raises SpecError."""
+    """Return the labels in a text file, one a line. Raises SpecError."""
     try:
-        labels = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+        with open_regular(path) as file:
+            data = read_bounded(file, MAX_LABEL_BYTES)
+        if len(data) > MAX_LABEL_BYTES:
+            raise SpecError(
+                f"cannot read the labels in {path}",
+                why=f"it has more than {MAX_LABEL_BYTES} bytes",
+                do="name a text file, one a line",
+            )
+        labels = tuple(line.strip() for line in data.decode().splitlines())
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise SpecError(f"cannot read the labels in {path}", why=str(why), do="name a text file, one a line") from error

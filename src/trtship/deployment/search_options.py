@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import re
 from typing import TYPE_CHECKING
 
 from trtship.errors import SpecError
 from trtship.spec import Precision
+from trtship.verify.gates import Gates
 
 if TYPE_CHECKING:
     from trtship.deployment.options import DeployOptions
@@ -53,13 +53,7 @@ def parse_candidates(text: str) -> tuple[str, ...]:
 
 def check_search(options: DeployOptions, *, has_inputs: bool = False) -> None:
     """Raises SpecError for options of a search without one, for a search without gates, and for gates out of range."""
-    for name, value, top in (("--max-rel-l2", options.max_rel_l2, math.inf), ("--min-cosine", options.min_cosine, 1.0)):
-        if value is not None and not 0 < value <= top:
-            raise SpecError(
-                f"{name} {value} is no bound",
-                why=f"it takes a number above 0{'' if top == math.inf else ', at most 1'}",
-                do="0.01 is usual" if top == math.inf else "0.999 is usual",
-            )
+    Gates(max_rel_l2=options.max_rel_l2, min_cosine=options.min_cosine).check()
     if options.precision is not None:
         alone = {"--candidates": options.candidates, "--time-budget": options.time_budget}
         given = [name for name, value in alone.items() if value]

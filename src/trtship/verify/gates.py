@@ -23,10 +23,10 @@ class Gates(Record, frozen=True):
     def check(self) -> None:
         """Raises SpecError for numbers that are no bounds."""
         for option, value, top in (("--max-rel-l2", self.max_rel_l2, math.inf), ("--min-cosine", self.min_cosine, 1.0)):
-            if value is not None and not 0 < value <= top:
+            if value is not None and not (0 < value <= top and math.isfinite(value)):
                 raise SpecError(
                     f"{option} {value:g} is no bound",
-                    why="it takes a number above 0" + (f", at most {top:g}" if top == 1.0 else ""),
+                    why="it takes a finite number above 0" + (f", at most {top:g}" if top == 1.0 else ""),
                     do=f"for example {option} {0.99 if top == 1.0 else 0.01}",
                 )
 

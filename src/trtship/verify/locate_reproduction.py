@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trtship.errors import BundleError
+from trtship.errors import BundleError, SpecError
+from trtship.files import open_regular, read_regular
 from trtship.graphs.roundings import FLOATS
 from trtship.spec import Precision, Record, from_json, to_json
 from trtship.verify.locate import Located, Search
@@ -79,9 +80,19 @@ def read_reproduction(folder: Path) -> tuple[Reproduction, onnx_ir.Model, onnx_i
         raise BundleError(
             f"{folder} is no reproduction", why=f"it has no {RECORD}", do="trtship debug BUNDLE -o FOLDER makes one"
         )
-    record = from_json(path.read_bytes(), Reproduction, what=str(path))
-    feeds = {name: np.load(folder / Path(file).name, allow_pickle=False) for name, file in record.inputs.items()}
+    record = from_json(read_regular(path), Reproduction, what=str(path))
+    feeds = {name: _array(folder / Path(file).name) for name, file in record.inputs.items()}
     return record, typed(folder / SUSPECT), typed(folder / REFERENCE), feeds
+
+
+def _array(path: Path) -> Any:
+    try:
+        with open_regular(path) as file:
+            return np.load(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise SpecError(
+            f"cannot read the array in {path}", why=str(error), do="trtship debug BUNDLE -o FOLDER writes it anew"
+        ) from error
 
 
 def run_reproduction(suspect: Suspect, reference: onnx_ir.Model, feeds: Mapping[str, Any]) -> Deviation | None:
