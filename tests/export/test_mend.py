@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 import torch
 
 from trtship.errors import ExportMismatchError
 from trtship.export import EXPORTERS, graph_from_source, onnx_from_torch
+from trtship.export.outputs import settle_outputs
 from trtship.graphs import graph_files
 from trtship.passes.thaw_unknown import thaw
 from trtship.progress import Progress
@@ -161,3 +163,15 @@ def test_a_graph_that_was_brought_with_a_fixed_batch_keeps_it(tmp_path: Path) ->
     report = adopted(source, tmp_path / "out.onnx", Heard())
     assert (report.thawed, report.traced, report.outputs[0].shape) == ((), {}, (4, 3))
     assert_same(module, tmp_path / "out.onnx", 4)
+
+
+def test_an_output_whose_declared_batch_is_the_traced_one_gets_the_batchs_letter(tmp_path: Path) -> None:
+    graph = tmp_path / "m.onnx"
+    inputs = [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["B", 3])]
+    outputs = [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [2, 3])]
+    body = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "g", inputs, outputs)
+    onnx.save(onnx.helper.make_model(body, opset_imports=[onnx.helper.make_opsetid("", 20)]), graph)
+    shapes = {"y": [(2, 3), (1, 3), (5, 3)]}
+    found = settle_outputs(graph, [TensorSpec(name="y", shape=(2, 3))], shapes, sizes=[{"B": 2}, {"B": 1}, {"B": 5}])
+    assert found == (TensorSpec(name="y", shape=("B", 3)),)
+    assert onnx.load(graph).graph.output[0].type.tensor_type.shape.dim[0].dim_param == "B"

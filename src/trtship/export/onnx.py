@@ -158,7 +158,13 @@ class _Exporting:
             bound=checked.bound,
             bound_from=checked.bound_from,
             checks=checked.measures,
-            outputs=settle_outputs(self.target, checked.outputs, checked.shapes, external_over=job.external_over),
+            outputs=settle_outputs(
+                self.target,
+                checked.outputs,
+                checked.shapes,
+                sizes=[m.sizes for m in checked.measures if m.output == job.outputs[0]],
+                external_over=job.external_over,
+            ),
             thawed=thawed,
             rules=tuple(condition.rule for condition in conditions),
         )

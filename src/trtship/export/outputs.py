@@ -15,15 +15,29 @@ Shapes = Mapping[str, Sequence[tuple[int, ...]]]
 
 
 def settle_outputs(
-    graph: Path, outputs: Sequence[TensorSpec], shapes: Shapes, *, external_over: int = EXTERNAL_OVER
+    graph: Path,
+    outputs: Sequence[TensorSpec],
+    shapes: Shapes,
+    *,
+    sizes: Sequence[Mapping[str, int]] = (),
+    external_over: int = EXTERNAL_OVER,
 ) -> tuple[TensorSpec, ...]:
-    """The specs, a size that was the same in all of `shapes` as a number; written into the graph where that is news.
+    """Return the specs with the sizes that were seen, and write them into the graph where they are news.
 
-    Later passes work such sizes out, and would seem to have changed what goes out of the graph.
+    A size that was the same in all runs is a number. One that the exporter took for a number, and that was not the
+    same, is the letter that it goes with. Later passes work such sizes out, and would seem to have changed what goes
+    out of the graph.
+
+    Args:
+        graph: The ONNX file.
+        outputs: The specs as the graph has them.
+        shapes: The shapes that each output had, one for each run.
+        sizes: The sizes of the letters in each run, in the same order.
+        external_over: In bytes; larger weights go to a file of their own.
     """
     import onnx_ir
 
-    settled = tuple(msgspec.structs.replace(spec, shape=_settle(spec, shapes[spec.name])) for spec in outputs)
+    settled = tuple(msgspec.structs.replace(spec, shape=_settle(spec, shapes[spec.name], sizes)) for spec in outputs)
     model = load_graph(graph)
     wanted = [onnx_ir.Shape(spec.shape) for spec in settled]
     if [value.shape for value in model.graph.outputs] != wanted:
@@ -33,6 +47,17 @@ def settle_outputs(
     return settled
 
 
-def _settle(spec: TensorSpec, shapes: Sequence[tuple[int, ...]]) -> tuple[int | str, ...]:
-    seen = [{shape[axis] for shape in shapes} for axis in range(len(spec.shape))]
-    return tuple(sizes.pop() if len(sizes) == 1 else size for size, sizes in zip(spec.shape, seen, strict=True))
+def _settle(
+    spec: TensorSpec, shapes: Sequence[tuple[int, ...]], runs: Sequence[Mapping[str, int]]
+) -> tuple[int | str, ...]:
+    found: list[int | str] = []
+    for axis, declared in enumerate(spec.shape):
+        seen = [shape[axis] for shape in shapes]
+        if len(set(seen)) == 1:
+            found.append(seen[0])
+        elif isinstance(declared, str):
+            found.append(declared)
+        else:
+            letters = [x for x in (runs[0] if runs else {}) if seen == [sizes[x] for sizes in runs]]
+            found.append(letters[0] if letters else f"{spec.name}_{axis}")
+    return tuple(found)
