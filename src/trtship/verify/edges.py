@@ -100,9 +100,9 @@ def edge_rows(
 ) -> tuple[tuple[str, ...], dict[str, Any]]:
     """One input of each kind for every tensor, [kinds, ...]:
 
-    `min`, `max`, `middle`: constant, for pictures in each channel; `hot_pixel`: the least everywhere but at one
-    element (for pictures: one pixel); `stripes`: the least and the largest in turn along the last axis; `extremes`:
-    each element the least or the largest, by chance.
+    `min`, `max`, `middle`, `zero` (or what is nearest to 0): constant, for pictures in each channel; `hot_pixel`: the
+    least everywhere but at one element (for pictures: one pixel); `stripes`: the least and the largest in turn along
+    the last axis; `extremes`: each element the least or the largest, by chance.
 
     The range is what `preprocess` can give for the one input of pictures; else that of `rows`, widened to what the
     input's domain allows at `sizes`, where it has one.
@@ -127,6 +127,7 @@ def edge_rows(
             "min": np.broadcast_to(low, shape),
             "max": np.broadcast_to(high, shape),
             "middle": np.broadcast_to((low + high) / 2, shape),
+            "zero": np.broadcast_to(np.clip(0, low, high), shape),
             "hot_pixel": np.where(hot, high, low),
             "stripes": np.where(stripes, high, low),
             "extremes": np.where(rng.random(shape) < 0.5, high, low),

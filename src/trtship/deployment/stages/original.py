@@ -27,7 +27,7 @@ from trtship.verify.folder import labelled_pictures
 from trtship.verify.reference import ROWS, Reference, make_reference
 
 REFERENCE = "reference"
-HOLDS = "rows, in fp64 too, edges, and rows at other sizes, of the model in its own dtypes"
+HOLDS = "rows, in fp64 too, edges, zeros among them, and rows at other sizes, of the model in its own dtypes"
 """In the stage's key: what earlier versions of it remembered holds less."""
 
 
