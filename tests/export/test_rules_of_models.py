@@ -258,3 +258,17 @@ def test_an_operators_rule_is_tried_where_the_models_own_rules_allow_it(tmp_path
     asked = Asked(ranges, {"B": 2, "H": 8, "W": 16}, "B")
     with comparing(module, tmp_path / "m.onnx", inputs=IMAGE, outputs=["output"]) as comparer:
         assert settle_rules([operators, own], asked, comparer) == (own,)
+
+
+def test_a_negative_size_reads_as_one() -> None:
+    sympy = pytest.importorskip("sympy")
+    from torch.utils._sympy.functions import PythonMod
+
+    h, w = sympy.symbols("s0 s1", integer=True, positive=True)
+    letters = {h: "H", w: "W"}
+    padding = condition_text(sympy.Eq(PythonMod(-h, 8), 0), letters)
+    assert padding == "(-H) % 8 == 0"
+    product = condition_text(sympy.Eq(3 - h * w, -12), letters)
+    for i in range(1, 20):
+        assert SizeRule(text=padding).allows({"H": i, "W": 1}) == (i % 8 == 0)
+        assert SizeRule(text=product).allows({"H": i, "W": 5}) == (i == 3)
