@@ -68,7 +68,7 @@ _TOGETHER: tuple[Callable[[ShapeRange], int], ...] = (
     lambda r: r.opt,
     lambda r: min(r.min + 1, r.max),
     lambda r: max(r.max - 1, r.min),
-    lambda r: next((n for n in reversed(r.sizes_to_check) if n % 2), r.opt),
+    lambda r: next((n for n in r.sizes_to_check if n % 2 and r.min + 1 < n < r.max - 1), r.opt),  # one between
 )
 
 
