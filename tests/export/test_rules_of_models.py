@@ -12,12 +12,14 @@ import torch.nn.functional as F
 
 from trtship.errors import ExportMismatchError, SpecError
 from trtship.export import EXPORTERS, ExportReport, onnx_from_torch
-from trtship.export.conditions import Conditions, condition_text
+from trtship.export.check import comparing
+from trtship.export.conditions import Condition, Conditions, condition_text
 from trtship.export.lines import Line
+from trtship.export.rules import Asked, settle_rules
 from trtship.passes.thaw_unknown import thaw
 from trtship.progress import Progress
 from trtship.session.onnxruntime import OnnxRuntimeSession
-from trtship.spec import ShapeRange, TensorSpec, broken_rule
+from trtship.spec import ShapeRange, SizeRule, TensorSpec, broken_rule
 
 IMAGE = (TensorSpec(name="image", shape=("B", 3, "H", "W")),)
 RANGES = {"B": "1:2:6", "H": "8:16:32", "W": "8:16:32"}
@@ -241,3 +243,32 @@ def test_lines_are_told_apart() -> None:
     assert not line("b, c, h, w = x.shape").decides
     assert line("return (x * 2 if x.shape[2] > 20 else x)").decides
     assert Line("/nowhere.py", 3).decides
+
+
+def test_an_operators_rule_is_tried_where_the_models_own_rules_allow_it(tmp_path: Path) -> None:
+    def asserts(x: torch.Tensor) -> torch.Tensor:
+        assert x.shape[3] % 4 == 0
+        return x.mean((2, 3))  # the graph gives an answer where the model fails
+
+    module = Model(asserts).eval().requires_grad_(False)
+    ranges = {"B": ShapeRange.parse("1:2:6"), "H": ShapeRange.parse("8:8:8"), "W": ShapeRange.parse("4:16:32")}
+    onnx_from_torch(module, tmp_path / "m.onnx", inputs=IMAGE, outputs=["output"], ranges=ranges)
+    own = Condition(SizeRule(text="W % 4 == 0"), Line("gone.py", 1))
+    operators = Condition(SizeRule(text="max(1, W // 4) != 1"))  # of W=4 to 7; the model takes only the first
+    asked = Asked(ranges, {"B": 2, "H": 8, "W": 16}, "B")
+    with comparing(module, tmp_path / "m.onnx", inputs=IMAGE, outputs=["output"]) as comparer:
+        assert settle_rules([operators, own], asked, comparer) == (own,)
+
+
+def test_a_negative_size_reads_as_one() -> None:
+    sympy = pytest.importorskip("sympy")
+    from torch.utils._sympy.functions import PythonMod
+
+    h, w = sympy.symbols("s0 s1", integer=True, positive=True)
+    letters = {h: "H", w: "W"}
+    padding = condition_text(sympy.Eq(PythonMod(-h, 8), 0), letters)
+    assert padding == "(-H) % 8 == 0"
+    product = condition_text(sympy.Eq(3 - h * w, -12), letters)
+    for i in range(1, 20):
+        assert SizeRule(text=padding).allows({"H": i, "W": 1}) == (i % 8 == 0)
+        assert SizeRule(text=product).allows({"H": i, "W": 5}) == (i == 3)

@@ -189,6 +189,8 @@ def _text(e: Any, letters: Mapping[Any, str]) -> str:
         return f"({f' {kind.lower()} '.join(map(_open, parts))})"
     if kind == "Add":
         return f"({' + '.join(parts)})"
+    if kind == "Mul" and parts[0] == "(-1)":
+        return f"(-{parts[1]})" if len(parts) == 2 else f"(-({' * '.join(parts[1:])}))"
     if kind == "Mul":
         return f"({' * '.join(parts)})"
     if kind == "Pow" and args[1].is_Integer and 2 <= args[1] <= MOST_POWER:

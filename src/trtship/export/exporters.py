@@ -135,9 +135,7 @@ def export_torchscript(module: Any, job: Job, target: Path, conditions: Conditio
         if batch is not None:
             axes |= {name: {0: batch} for name in job.outputs}
         try:
-            traced = Traced()  # a TorchScript program is not traced: its branches and loops are in the graph
-            if not isinstance(copy, torch.jit.ScriptModule):
-                traced = compare_traces(copy, job.inputs, job.traced, domains=job.domains, others=others)
+            traced = compare_traces(copy, job.inputs, job.traced, domains=job.domains, others=others)
             if traced.values or traced.differs:
                 return Made(traced=traced, decides=traced.values[0] if traced.values else None, failure=traced.differs)
             example = example_of(job)

@@ -58,15 +58,17 @@ def freezes_batch(condition: Condition, asked: Asked) -> bool:
 def settle_rules(conditions: Sequence[Condition], asked: Asked, comparer: Comparer) -> tuple[Condition, ...]:
     """Return those of the conditions, each of which excludes some sizes, that are needed.
 
-    Each is compared beside its edge. It is dropped where graph and PyTorch are the same at all sizes tried there, or
-    neither takes the size. Where
-    the model's own code asks for it (`if h % 2`), code that the export has not seen may run at sizes not tried: then it
-    is dropped only where all sizes that it excludes were tried. Raises ExportMismatchError where the graph is not the
-    model at a size next to those that a rule excludes.
+    Each is compared at sizes that break it and no condition of the model's own code that is still kept. It is dropped
+    where graph and PyTorch are the same at all of these, or neither takes the size. Where the model's own code asks for
+    it (`if h % 2`), code that the export has not seen may run at sizes not tried: then it is dropped only where all
+    sizes that it excludes were tried.
+
+    Raises:
+        ExportMismatchError: the graph is not the model at a size next to those that a rule excludes.
     """
     kept = list(conditions)
     for condition in list(kept):
-        others = [c.rule for c in kept if c is not condition and c.decides]  # these stay, whatever is found here
+        others = [c.rule for c in kept if c is not condition and c.decides]
         beside, are_all = _beside(condition, others, asked)
         if (are_all or not condition.decides) and _are_same(beside, comparer):
             kept.remove(condition)
@@ -110,14 +112,17 @@ def _excludes(condition: Condition, asked: Asked) -> bool:
 
 
 def _beside(condition: Condition, others: Sequence[SizeRule], asked: Asked) -> tuple[list[dict[str, int]], bool]:
-    """Sizes that break this rule, and whether those are all that do. Where they are many, they are the nearest to the
-    traced ones and the farthest, of those that break no rule of `others` if there are such."""
+    """Return sizes that break this rule and none of `others`, and whether those are all of them.
+
+    Where they are many, they are the nearest to the traced ones and the farthest. Where each breaks one of `others`
+    too, they are sizes that do.
+    """
     every, counted = sizes_within(condition.rule.letters, asked.ranges, asked.traced, batch=asked.batch)
     breaking = [sizes for sizes in counted if not condition.rule.allows(sizes)]
-    if every and len(breaking) <= MOST_PROVED:
-        return breaking, True
-    breaking.sort(key=lambda sizes: sum(abs(size - asked.traced[letter]) for letter, size in sizes.items()))
     alone = [sizes for sizes in breaking if broken_rule(others, sizes) is None] or breaking
+    if every and len(alone) <= MOST_PROVED:
+        return alone, True
+    alone.sort(key=lambda sizes: sum(abs(size - asked.traced[letter]) for letter, size in sizes.items()))
     half = MOST_BESIDE // 2
     return alone[:half] + alone[half:][-half:], False
 

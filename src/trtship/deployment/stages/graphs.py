@@ -23,7 +23,7 @@ from trtship.preprocess import Preprocess
 from trtship.sources import LoadedModel
 from trtship.spec import Record, TensorSpec, allowed_by, batch_letter, from_json, to_json
 
-HOLDS = "rules on sizes, the values that inputs may hold, behind remainders too, and small constants"
+HOLDS = "rules on sizes, the values that inputs may hold, behind remainders too, small constants, caught errors"
 """In the export stage's key: what earlier versions of it remembered holds less."""
 
 
