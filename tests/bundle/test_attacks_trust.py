@@ -130,7 +130,7 @@ def test_an_empty_path_on_the_command_line_is_refused(
         ["unpack", str(archive), "-o", str(tmp_path / "out")],
     ):
         assert main([*command, option, ""]) == 2
-        assert "there is no file" in capsys.readouterr().err
+        assert f"{option} is empty" in capsys.readouterr().err
     assert not (tmp_path / "models").exists()
     assert not (tmp_path / "out").exists()
 
