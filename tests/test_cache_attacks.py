@@ -14,7 +14,7 @@ import pytest
 from in_time import in_time
 from trtship.cache import Cache
 from trtship.errors import OutputError
-from trtship.files import NotRegularError, sha256_of
+from trtship.files import NotRegularError, cache_root, sha256_of
 from trtship.kept import Kept
 
 
