@@ -14,7 +14,7 @@ import pytest
 from in_time import in_time
 from trtship.cache import Cache
 from trtship.errors import OutputError
-from trtship.files import cache_root, sha256_of
+from trtship.files import NotRegularError, cache_root, sha256_of
 from trtship.kept import Kept
 
 
@@ -128,7 +128,7 @@ def test_kept_bytes_that_are_no_file_are_none(tmp_path: Path, kind: str) -> None
 
 def test_hashes_are_of_files_alone(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    with in_time(20), pytest.raises(OSError, match="it is a FIFO"):
+    with in_time(20), pytest.raises(NotRegularError, match="FIFO"):
         sha256_of(tmp_path / "pipe")
 
 

@@ -109,11 +109,10 @@ def test_of_a_copy_the_target_is_named_and_what_it_needs(tmp_path: Path, disks: 
 
 
 def test_room_is_asked_for_before_anything_is_copied(tmp_path: Path, disks: dict[str, int]) -> None:
-    (tmp_path / "cache" / "plan").write_bytes(bytes(3 * 2**20))
-    check_room(tmp_path / "out", [tmp_path / "cache" / "plan"])
+    check_room(tmp_path / "out", 3 * 2**20)
     disks["out"] = 2**20
     with pytest.raises(OutputError) as caught:
-        check_room(tmp_path / "out", [tmp_path / "cache" / "plan"])
+        check_room(tmp_path / "out", 3 * 2**20)
     assert "3.0 MiB are needed, and its disk has 1.0 MiB left" in caught.value.why
 
 

@@ -12,7 +12,7 @@ import secrets
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
@@ -138,9 +138,9 @@ def explain_full_disk(error: OSError, path: Path) -> OutputError:
     return OutputError(f"cannot write {path}", why=why, do=_elsewhere(place))
 
 
-def check_room(target: Path, sources: Iterable[Path]) -> None:
-    """Raises OutputError where the disk of `target` has too little space for copies of the files `sources`."""
-    needed, free = sum(file.stat().st_size for file in sources), _free(target)
+def check_room(target: Path, needed: int) -> None:
+    """Check that the disk of `target` has space for `needed` bytes. Raises OutputError."""
+    free = _free(target)
     if needed > free:
         raise OutputError(
             f"cannot write {target}",

@@ -115,8 +115,8 @@ def test_more_than_the_disk_has_is_refused_first(
     archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     never_written(monkeypatch)
-    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000})())
-    with pytest.raises(OutputError, match="MiB left"):
+    monkeypatch.setattr("trtship.files._free", lambda place: 1000)
+    with pytest.raises(OutputError, match="are needed, and its disk has"):
         unpack_bundle(archive, tmp_path / "out.trtship")
 
 

@@ -83,7 +83,7 @@ def test_the_bundle_is_good_before_it_is_edited(bundle: Path) -> None:
     assert used(bundle) == []
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_any_value_of_the_manifest(bundle: Path, manifest: dict[str, Any], data: st.DataObject) -> None:
     changed = manifest
@@ -111,7 +111,7 @@ DEEP = b"[" * 200_000 + b"]" * 200_000
 WRONG = st.sampled_from([b"", b"null", b"[]", b"{}", b"NaN", b"1e999", b"\xff\xfe", DEEP, b'{"a":' * 5000, b'"x"'])
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_any_value_of_the_evidence(bundle: Path, manifest: dict[str, Any], data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(EVIDENCE))
@@ -149,7 +149,7 @@ HEADERS = st.sampled_from(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_any_header_and_any_size_of_a_reference_array(
     bundle: Path, manifest: dict[str, Any], data: st.DataObject

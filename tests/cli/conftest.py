@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cli_workplace import MODEL, QUICK, Workplace
+from cli_workplace import MESSAGE, MODEL, QUICK, Workplace, run_here
 from filelock import FileLock
+
+from in_time import in_time
 
 
 @pytest.fixture(scope="session")
@@ -25,6 +28,27 @@ def shared(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
 @pytest.fixture
 def work(tmp_path: Path, shared: Path) -> Workplace:
     return Workplace(tmp_path, shared)
+
+
+@pytest.fixture
+def refuses_here(
+    work: Workplace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., str]:
+    """As `Workplace.refuses`, in this process."""
+    monkeypatch.chdir(work.folder)
+
+    def refuses(*arguments: str | Path) -> str:
+        before = work.listing()
+        with in_time(60):
+            done = run_here(*arguments, capsys=capsys)
+        assert (done.code, done.out) == (2, ""), done
+        assert done.err.count("error: ") == 1, done.err
+        message = MESSAGE.search(done.err)
+        assert message is not None, done.err
+        assert work.listing() == before
+        return message[0]
+
+    return refuses
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ import resource
 from collections.abc import Callable
 
 import pytest
-from cli_workplace import MESSAGE, QUICK, Workplace, run_here
+from cli_workplace import QUICK, Workplace
 
 from graphs_hostile import HOSTILE, node, with_nodes
 
@@ -20,28 +20,32 @@ GRAPH_VERBS = {
 
 
 @pytest.mark.parametrize("verb", GRAPH_VERBS)
-def test_a_graph_with_a_cycle_is_refused_by_every_verb(work: Workplace, verb: str) -> None:
+def test_a_graph_with_a_cycle_is_refused_by_every_verb(
+    work: Workplace, refuses_here: Callable[..., str], verb: str
+) -> None:
     (work / "a.onnx").write_bytes(HOSTILE["a cycle of two"]().SerializeToString())
-    message = work.refuses(verb, "a.onnx", *GRAPH_VERBS[verb], "-o", "b.out")
+    message = refuses_here(verb, "a.onnx", *GRAPH_VERBS[verb], "-o", "b.out")
     assert "cycle" in message
 
 
 @pytest.mark.parametrize("fault", ["an offset with a NUL", "too little data"])
-def test_a_tensor_that_lies_about_its_data_is_named(work: Workplace, fault: str) -> None:
+def test_a_tensor_that_lies_about_its_data_is_named(
+    work: Workplace, refuses_here: Callable[..., str], fault: str
+) -> None:
     (work / "data.bin").write_bytes(bytes(16))
     (work / "a.onnx").write_bytes(HOSTILE[fault]().SerializeToString())
-    assert "the tensor w" in work.refuses("deploy", "a.onnx", "--precision", "fp32", "-o", "b.out")
-    assert "the tensor w" in work.refuses("optimize", "a.onnx", "-o", "b.out")
+    assert "the tensor w" in refuses_here("deploy", "a.onnx", "--precision", "fp32", "-o", "b.out")
+    assert "the tensor w" in refuses_here("optimize", "a.onnx", "-o", "b.out")
 
 
 @pytest.mark.parametrize("verb", ["deploy", "build"])
-def test_a_graph_without_inputs_is_refused(work: Workplace, verb: str) -> None:
+def test_a_graph_without_inputs_is_refused(work: Workplace, refuses_here: Callable[..., str], verb: str) -> None:
     model = with_nodes(node("Relu", "w", "y"))
     model.graph.ClearField("input")
     model.graph.output[0].type.tensor_type.shape.ClearField("dim")
     model.graph.output[0].type.tensor_type.shape.dim.add(dim_value=4)
     (work / "a.onnx").write_bytes(model.SerializeToString())
-    assert "no inputs" in work.refuses(verb, "a.onnx", "--precision", "fp32", "-o", "b.out")
+    assert "no inputs" in refuses_here(verb, "a.onnx", "--precision", "fp32", "-o", "b.out")
 
 
 HUGE = "9" * 21
@@ -83,14 +87,9 @@ HUGE = "9" * 21
     ids=lambda command: " ".join(text[:12] or "''" for text in command),
 )
 def test_numbers_and_paths_that_are_none_are_refused(
-    work: Workplace, command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    refuses_here: Callable[..., str], command: tuple[str, ...]
 ) -> None:
-    monkeypatch.chdir(work.folder)
-    before = work.listing()
-    done = run_here(*command, capsys=capsys)
-    assert (done.code, done.out) == (2, ""), done
-    assert MESSAGE.search(done.err), done.err
-    assert work.listing() == before
+    refuses_here(*command)
 
 
 @pytest.mark.parametrize("place", ["/", "."])

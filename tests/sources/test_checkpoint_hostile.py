@@ -69,7 +69,7 @@ TREES = {
     "a key is None": lambda s: s | {None: torch.zeros(1)},
     "a key is a long text": lambda s: s | {"a." * 10**6: torch.zeros(1)},
     "keys with control characters": lambda s: s | {"\x1b[2J\x1b]0;title\x07": torch.zeros(1), "\ud800": torch.zeros(1)},
-    "10,000 keys": lambda s: {f"model.{k}.{i}": torch.zeros(()) for i in range(2000) for k in "abcde"},
+    "2,000 keys": lambda s: {f"model.{k}.{i}": torch.zeros(()) for i in range(400) for k in "abcde"},
     "a meta tensor": lambda s: s | {"head.bias": torch.zeros(5, device="meta")},
     "a quantized tensor": lambda s: s | {"head.bias": torch.quantize_per_tensor(torch.zeros(5), 1.0, 0, torch.qint8)},
     "a nested tensor": lambda s: s | {"head.bias": torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)])},
@@ -199,7 +199,7 @@ def containers(inner):
 
 
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=5), containers, max_leaves=20))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_any_tree_without_tensors_is_refused(tmp_path_factory, content):
     path = tmp_path_factory.mktemp("w") / "w.pth"
     stored_pickle(path, pickle.dumps(content, protocol=2))

@@ -9,7 +9,6 @@ Packing one bundle twice gives the same bytes. What is unpacked is a bundle whos
 from __future__ import annotations
 
 import os
-import shutil
 import stat
 import zipfile
 import zlib
@@ -26,6 +25,7 @@ from trtship.bundle.replacing import replaceable_bundle
 from trtship.bundle.signature import Trust, open_trusted
 from trtship.errors import BundleCorruptError, BundleError, OutputError
 from trtship.files import (
+    check_room,
     check_writable,
     copy_hashed,
     named_path,
@@ -116,7 +116,7 @@ def unpack_bundle(
             entries = checked_entries(packed, archive, max_mib)
             manifest = _manifest_of(packed, archive)
             check_listed(entries, manifest.files, archive)
-            _check_space(folder, sum(entry.file_size for entry in entries))
+            check_room(folder, sum(entry.file_size for entry in entries))
             replace = replaceable_bundle if force else False
             with whole_folder(folder, replace=replace) as draft, progress.stage("unpack", archive.name):
                 for index, entry in enumerate(entries):
@@ -146,18 +146,6 @@ def _write(packed: zipfile.ZipFile, entry: zipfile.ZipInfo, draft: Path, digest:
             f"{entry.filename} in {archive} cannot be trusted",
             why="its SHA-256 is not the manifest's: it was changed or damaged",
             do="copy it again from where it was packed",
-        )
-
-
-def _check_space(folder: Path, size: int) -> None:
-    """Raises OutputError where the disk has no room for what is to be written."""
-    parent = next(parent for parent in folder.absolute().parents if parent.exists())
-    free = shutil.disk_usage(parent).free
-    if size > free:
-        raise OutputError(
-            f"cannot write {folder}",
-            why=f"the bundle takes {size / 2**20:.0f} MiB, and the disk of {parent} has {free / 2**20:.0f} MiB left",
-            do="free some space there, or choose a folder on another disk",
         )
 
 

@@ -33,7 +33,7 @@ def assemble(
 ) -> Manifest:
     """Fill the empty folder `draft` with a bundle that has no verdicts yet; returns its manifest. `choice` is how its
     precision was found."""
-    check_room(draft, _large_files(common, made))
+    check_room(draft, sum(file.stat().st_size for file in _large_files(common, made)))
     names = _lay_out(draft, common, made)
     if choice is not None:
         (draft / CANDIDATES).write_bytes(to_json(choice))
