@@ -118,7 +118,7 @@ OPTIONS = {
     "--size H=3:2:1": "1 <= MIN",
     "--model-arg classes": "--model-arg num_classes=10",
     "--labels nowhere.txt": "nowhere.txt",
-    "--labels .": "Is a directory",
+    "--labels .": "it is a directory",
     "--labels picture.png": "not UTF-8",
     "--checkpoint nowhere.safetensors": "nowhere.safetensors",
     "--checkpoint picture.png": ".safetensors",
