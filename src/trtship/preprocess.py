@@ -176,6 +176,17 @@ def preprocess_images(images: Sequence[str | Path | Image.Image], spec: Preproce
     return batch
 
 
+def ends_of_pixels(spec: Preprocess) -> np.ndarray:
+    """Return the least and the largest number that preprocessing makes of a pixel, float64 [2, C]."""
+    ends = np.array([[0.0], [255.0]]).repeat(spec.channels, axis=1)
+    for step in spec.steps:
+        if isinstance(step, Rescale):
+            ends = ends * step.factor
+        elif isinstance(step, Normalize):
+            ends = (ends - np.array(step.mean)) / np.array(step.std)
+    return np.sort(ends, axis=0)
+
+
 def _pixels_of(image: Image.Image, spec: Preprocess, name: str) -> Image.Image:
     try:
         if spec.exif_transpose:

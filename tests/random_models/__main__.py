@@ -36,7 +36,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
     outcomes: list[Outcome] = []
-    with ProcessPoolExecutor(asked.workers, mp_context=get_context("spawn"), max_tasks_per_child=25) as pool:
+    with ProcessPoolExecutor(asked.workers, mp_context=get_context("spawn")) as pool:
         jobs = [pool.submit(judge_alone, seed) for seed in range(asked.first, asked.first + asked.models)]
         for job in as_completed(jobs):
             outcomes.append(found := job.result())

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trtship.input_values import InputDomain, default_domain
-from trtship.preprocess import Normalize, Preprocess, Rescale
+from trtship.preprocess import Preprocess, ends_of_pixels
 from trtship.spec import TensorSpec
 
 if TYPE_CHECKING:
@@ -34,12 +34,7 @@ def float_domain(model: onnx_ir.Model, spec: TensorSpec, preprocess: Preprocess 
 
 def picture_range(preprocess: Preprocess) -> tuple[float, float]:
     """Return the least and the largest number that `preprocess` makes of a pixel, in any channel."""
-    ends = np.array([[0.0], [255.0]]).repeat(preprocess.channels, axis=1)
-    for step in preprocess.steps:
-        if isinstance(step, Rescale):
-            ends = ends * step.factor
-        elif isinstance(step, Normalize):
-            ends = (ends - np.array(step.mean)) / np.array(step.std)
+    ends = ends_of_pixels(preprocess)
     return float(ends.min()), float(ends.max())
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from trtship.errors import TrtshipError
 from trtship.input_values import InputDomain
-from trtship.preprocess import Normalize, Preprocess, Rescale
+from trtship.preprocess import Preprocess, ends_of_pixels
 from trtship.session.base import Session
 from trtship.spec import TensorSpec
 
@@ -142,11 +142,5 @@ def _range(array: Any, preprocess: Preprocess | None) -> tuple[Any, Any]:
     """The least and the largest value, for pictures [C, 1, 1], else one each."""
     if preprocess is None or array.ndim != 4 or array.dtype.kind != "f":
         return np.asarray(array.min()), np.asarray(array.max())
-    ends = np.array([[0.0], [255.0]]).repeat(preprocess.channels, axis=1)
-    for step in preprocess.steps:
-        if isinstance(step, Rescale):
-            ends = ends * step.factor
-        elif isinstance(step, Normalize):
-            ends = (ends - np.array(step.mean)) / np.array(step.std)
-    low, high = np.sort(ends, axis=0)[:, :, None, None]
+    low, high = ends_of_pixels(preprocess)[:, :, None, None]
     return low, high
