@@ -95,7 +95,8 @@ def test_at_any_moment_of_a_short_command_it_is_130_or_its_result(
     work: Workplace, bundle: Path, number: signal.Signals
 ) -> None:
     """From its first line on to the end of the process. Before that it is Python that starts, which is not ours."""
-    code = f"import sys; sys.argv = ['trtship', 'inspect', {str(bundle)!r}]; print('x', flush=True)\n"
+    code = f"import sys; sys.argv = ['trtship', 'inspect', {str(bundle)!r}]\n"
+    code += "from trtship.cli import stop; stop.install_at_start(); print('x', flush=True)\n"
     code += "from trtship.cli.main import main\nsys.exit(main())"
     begun = time.monotonic()
     process = started(work, "-c", code)
@@ -103,7 +104,7 @@ def test_at_any_moment_of_a_short_command_it_is_130_or_its_result(
     whole = time.monotonic() - begun
     chance = random.Random(int(number))
     for _ in range(5):
-        process = started(work, "-c", "from trtship.cli import stop\n" + code)
+        process = started(work, "-c", code)
         assert process.stdout is not None
         process.stdout.readline()
         time.sleep(chance.random() * whole)

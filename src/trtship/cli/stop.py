@@ -22,6 +22,9 @@ _USUAL = (signal.SIG_DFL, signal.default_int_handler)
 PATIENCE = 2.0
 """Seconds after an interrupt in which further ones are taken for the same."""
 
+AGAIN_AFTER = 0.02
+"""Seconds until an interrupt that came during an import is tried again."""
+
 stops: list[str] = []
 """Names of the signals that told this process to end."""
 _state: dict[str, Any] = {"raised": 0.0, "reporting": False}
@@ -61,6 +64,9 @@ def cancelled() -> Cancelled:
 
 def restore(before: dict[int, Any]) -> None:
     """Put back the handlers that `install` replaced."""
+    if signal.getsignal(signal.SIGALRM) is _again:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
     for number, handler in before.items():
         signal.signal(number, handler)
 
@@ -69,6 +75,7 @@ def leave(code: int) -> int:
     """Return the exit code, with the signals ignored for good: Python tells of one that comes while it shuts down by a
     traceback, and the libraries after it by their death. A command that was cancelled ends here and now: threads of
     libraries may still be at work, and Python would wait for them."""
+    signal.setitimer(signal.ITIMER_REAL, 0)  # of an interrupt that waited for an import
     for number in NUMBERS:
         if signal.getsignal(number) is _stop:
             signal.signal(number, signal.SIG_IGN)
@@ -93,4 +100,27 @@ def _stop(signum: int, frame: FrameType | None) -> None:
     if _state["reporting"] or not (first or now - _state["raised"] > PATIENCE):
         return
     _state["raised"] = now
+    _interrupt(frame)
+
+
+def _interrupt(frame: FrameType | None) -> None:
+    """Raise KeyboardInterrupt, later where a module is being imported: native code that is interrupted while it sets
+    itself up may end the process (seen once, SIGSEGV)."""
+    if _is_importing(frame) and signal.getsignal(signal.SIGALRM) in (signal.SIG_DFL, _again):
+        signal.signal(signal.SIGALRM, _again)
+        signal.setitimer(signal.ITIMER_REAL, AGAIN_AFTER)
+        return
     raise KeyboardInterrupt(stops[-1])
+
+
+def _again(signum: int, frame: FrameType | None) -> None:
+    if not _state["reporting"]:
+        _interrupt(frame)
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False

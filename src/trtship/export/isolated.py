@@ -31,7 +31,7 @@ from trtship.session.module_copy import copy_module
 T = TypeVar("T")
 
 LOG, CRASH = "log.txt", "crash.txt"
-HELD_BACK = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+HELD_BACK = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM}
 """Signals that wait while the process forks: a KeyboardInterrupt in the child would run in the parent's code."""
 PR_SET_PDEATHSIG = 1
 """Of Linux's prctl, include/uapi/linux/prctl.h: which signal a child gets when its parent ends."""
@@ -133,7 +133,8 @@ def _crashed_line(file: Path) -> Line | None:
 def _child(function: Callable[[Any], Any], module: Any, writing: int, log: Path, parent: int) -> NoReturn:
     code = 1
     try:
-        _settle(log, parent)
+        if not _settle(log, parent):
+            os._exit(code)
         answer = _answered(function, module)
         with os.fdopen(writing, "wb") as pipe:
             pipe.write(answer)
@@ -146,19 +147,25 @@ def _child(function: Callable[[Any], Any], module: Any, writing: int, log: Path,
         os._exit(code)
 
 
-def _settle(log: Path, parent: int) -> None:
-    """Make this child one that ends with its parent, prints into `log`, leaves no files, and uses one thread."""
+def _settle(log: Path, parent: int) -> bool:
+    """Make this child one that ends with its parent, prints into `log`, leaves no files, and uses one thread.
+
+    Return False where the parent is gone, or was cancelled and has removed the folder of `log` already.
+    """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # Ctrl-C is the parent's, which then kills this one
         signal.signal(number, signal.SIG_IGN if number == signal.SIGINT else signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_BACK)
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
-        os._exit(1)
+        return False
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")  # where memory runs out, this process goes, not its parent
     tempfile.tempdir = str(log.parent)
-    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    try:
+        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    except FileNotFoundError:
+        return False
     os.dup2(output, 1)
     os.dup2(output, 2)
     faulthandler.enable((log.parent / CRASH).open("w"), all_threads=False)
@@ -166,6 +173,7 @@ def _settle(log: Path, parent: int) -> None:
     import torch
 
     torch.set_num_threads(1)
+    return True
 
 
 def _answered(function: Callable[[Any], Any], module: Any) -> bytes:
