@@ -112,9 +112,3 @@ def fp32_noise(graph: Path, feeds: Mapping[str, Any], outputs: Mapping[str, Any]
     judged = judge_all(rows, row_sizes(outputs), usual)
     noise = max((one.relative for one in judged if np.isfinite(one.relative)), default=0.0)
     return Fp32Noise(noise / path if path else 0.0, worst_of(one.small for one in judged))
-
-
-def fp32_gain(graph: Path, feeds: Mapping[str, Any]) -> float:
-    """Return `Fp32Noise.gain` on `feeds`, of the graph's own outputs. Raises GraphError."""
-    with OnnxRuntimeSession(graph) as session:
-        return fp32_noise(graph, feeds, session.infer(feeds)).gain
